@@ -1,0 +1,151 @@
+"""From claims to verdicts: find the experiments, run them, judge them, print the ledger."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import experiments
+
+
+def stems() -> list[str]:
+    """Names of all experiments, in order of their claims' ids."""
+    names = [m.name for m in pkgutil.iter_modules(experiments.__path__) if not m.name.startswith("_")]
+    return sorted(names, key=lambda name: _order(load(name).CLAIM.id))
+
+
+def _order(claim_id: str):
+    """The core claims, then our predictions, then the published ones."""
+    return "CNP".find(claim_id[0]), int("".join(c for c in claim_id if c.isdigit()) or 0)
+
+
+def load(stem: str) -> ModuleType:
+    """The module of an experiment."""
+    return importlib.import_module(f"experiments.{stem}")
+
+
+def find(names: tuple[str, ...]) -> list[str]:
+    """Stems for claims named by id or stem; all of them for none. Raises ValueError for an unknown name."""
+    by_name = {}
+    for stem in stems():
+        by_name[stem] = by_name[load(stem).CLAIM.id.lower()] = stem
+    unknown = [name for name in names if name.lower() not in by_name]
+    if unknown:
+        known = ", ".join(f"{load(s).CLAIM.id} ({s})" for s in stems())
+        raise ValueError(f"there is no claim {unknown[0]!r}; the claims are {known}")
+    return [by_name[name.lower()] for name in names] or stems()
+
+
+def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progress: bool = True):
+    """Measure one claim; store the dataset and the figure under `out` unless it is None. Returns (dataset, seconds)."""
+    from experiments._figures import save_figure
+    from simulator.store import describe_config, provenance, save_dataset
+
+    module = load(stem)
+    config = config or (module.QUICK if quick else module.Config())
+    started = time.monotonic()
+    data = module.measure(config, progress=progress)
+    seconds = time.monotonic() - started
+    data.attrs |= provenance() | dict(
+        claim=module.CLAIM.id,
+        config=json.dumps(describe_config(config)),
+        precision="float32 training, float64 predictions and decisions",
+    )
+    if out is not None:
+        save_dataset(data, out / f"{stem}.nc")
+        save_figure(module.draw, data, out / stem)
+    return data, seconds
+
+
+def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
+    """The ledger rows of one claim, as plain values for JSON."""
+    module = load(stem)
+    claim, rows = module.CLAIM, module.judge(data)
+    if len(rows) != len(claim.expected):
+        raise ValueError(f"{stem} judges {len(rows)} rows and CLAIM.expected names {len(claim.expected)} verdicts")
+    ledger = []
+    for row, expected in zip(rows, claim.expected, strict=True):
+        predicted, measured = _at_worst(row.test)
+        ledger.append(
+            dict(
+                claim=claim.id,
+                stem=stem,
+                source=claim.source,
+                check=f"{row.name} [{row.test.kind}]",
+                predicted=predicted,
+                measured=measured,
+                error=_finite(row.test.error()),
+                tolerance=float(row.test.tolerance),
+                verdict=row.verdict(),
+                condition=row.condition,
+                expected=expected,
+                control=row.control_name,
+                control_error=_finite(row.control.error()),
+                control_rejected=row.control_rejected(),
+                seconds=round(seconds, 1),
+            )
+        )
+    return ledger
+
+
+def _at_worst(check) -> tuple[float, float]:
+    """Predicted and measured value where they differ most (a slope: its two exponents)."""
+    predicted, measured = np.atleast_1d(check.predicted).astype(float), np.atleast_1d(check.measured).astype(float)
+    if check.kind == "slope":
+        return float(predicted[0]), float(np.polyfit(np.log(check.at), np.log(measured), 1)[0])
+    if check.kind == "monotone":
+        return float(predicted[0]), float(measured[-1] - measured[0])
+    difference = measured - predicted if check.kind == "bound" else np.abs(measured - predicted)
+    if check.kind == "monte_carlo":
+        difference = difference / np.asarray(check.standard_error)
+    worst = np.unravel_index(np.argmax(difference), difference.shape)
+    return float(np.broadcast_to(predicted, difference.shape)[worst]), float(measured[worst])
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def as_expected(row: dict[str, Any]) -> bool:
+    """Whether a ledger row says what its claim expects, with its control rejected."""
+    return row["verdict"] == row["expected"] and row["control_rejected"]
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """Columns aligned for a terminal."""
+    widths = [max(len(str(line[i])) for line in [header, *lines]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [header, *lines]
+    )
+
+
+def ledger_table(rows: list[dict[str, Any]]) -> str:
+    """The ledger as text."""
+    number = lambda v: "inf" if v is None else f"{v:.4g}"  # noqa: E731
+    lines = [
+        [
+            row["claim"],
+            row["check"],
+            number(row["predicted"]),
+            number(row["measured"]),
+            number(row["error"]),
+            number(row["tolerance"]),
+            row["verdict"] + ("" if row["verdict"] == row["expected"] else f" (expected {row['expected']})"),
+            "yes" if row["control_rejected"] else "NO",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["claim", "check", "predicted", "measured", "error", "tolerance", "verdict", "control rejected", "s"]
+    conditions = [
+        f"{row['claim']}: {row['check']} holds if {row['condition']}" for row in rows if row["verdict"] == "holds if"
+    ]
+    return "\n".join([table(header, lines), *conditions])

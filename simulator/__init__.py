@@ -1,0 +1,45 @@
+"""Theory simulator for contrastive training: the modality gap, its dynamics and its robustness.
+
+These names are the public interface. `x` is the gallery modality (what is retrieved), `y` the query modality.
+"""
+
+from simulator.claims import Check, Claim, Row
+from simulator.data import Digits, LatentPairs, sample
+from simulator.encoders import MLP, Cones, Linear, Table
+from simulator.geometry import GapMeasures, gap_vector, measure_gap
+from simulator.losses import InfoNCE, Learned, info_nce, sigmoid_loss
+from simulator.postprocess import GapCloser, Index
+from simulator.robustness import Estimate, GaussianNoise, measured_robustness
+from simulator.sweep import sweep
+from simulator.theory.robustness import exact_robustness
+from simulator.training import Experiment, Run, train
+
+__all__ = [
+    "MLP",
+    "Check",
+    "Claim",
+    "Cones",
+    "Digits",
+    "Estimate",
+    "Experiment",
+    "GapCloser",
+    "GapMeasures",
+    "GaussianNoise",
+    "Index",
+    "InfoNCE",
+    "LatentPairs",
+    "Learned",
+    "Linear",
+    "Row",
+    "Run",
+    "Table",
+    "exact_robustness",
+    "gap_vector",
+    "info_nce",
+    "measure_gap",
+    "measured_robustness",
+    "sample",
+    "sigmoid_loss",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,131 @@
+"""Claims, the handful of checks that judge them, and the rows of the ledger.
+
+An experiment measures; its `judge` turns the stored measurement into rows; `verdict` decides. A check is data:
+what was predicted, what was measured, how far apart they may be. Nothing here knows which verdict is wanted
+until `as_expected` compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["identity", "count", "monte_carlo", "slope", "monotone", "bound"]
+Verdict = Literal["holds", "holds if", "refuted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement on trial.
+
+    id: as in the theory ("C4"); statement: one sentence; source: paper and theorem, or "derived here";
+    assumes: what it needs; expected: verdict per row of the ledger, in the order that `judge` returns them.
+    """
+
+    id: str
+    title: str
+    statement: str
+    source: str
+    assumes: str
+    expected: tuple[Verdict, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Check:
+    """One comparison of a prediction with a measurement.
+
+    kind: which error is taken, and so the unit of `tolerance`:
+      identity     max |measured − predicted| / max |predicted|; relative.
+      count        max |measured − predicted|; absolute, for whole numbers.
+      monte_carlo  max |measured − predicted| / standard_error; in standard errors.
+      slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
+      monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between neighbours
+                   (in `standard_error`s); `predicted` is +1 or −1 per step. Fails also when all values agree within it.
+      bound        max (measured − predicted), a measurement that must stay below its bound; absolute.
+    predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
+      of the steps [m − 1], and the values [m]).
+    standard_error: like `measured`, for monte_carlo and monotone.
+    at: the abscissa, for slope and monotone.
+    """
+
+    kind: Kind
+    predicted: np.ndarray
+    measured: np.ndarray
+    tolerance: float
+    standard_error: np.ndarray | None = None
+    at: np.ndarray | None = None
+
+    def error(self) -> float:
+        """How far apart the two are, in the unit of the tolerance; NaN counts as infinitely far."""
+        predicted, measured = np.asarray(self.predicted, float), np.asarray(self.measured, float)
+        if self.kind == "identity":
+            error = np.max(np.abs(measured - predicted)) / np.max(np.abs(predicted))
+        elif self.kind == "count":
+            error = np.max(np.abs(measured - predicted))
+        elif self.kind == "bound":
+            error = np.max(measured - predicted)
+        elif self.kind == "monte_carlo":
+            error = np.max(np.abs(measured - predicted) / np.asarray(self.standard_error, float))
+        elif self.kind == "slope":
+            error = np.abs(np.polyfit(np.log(self.at), np.log(measured), 1)[0] - predicted)
+        else:
+            error = self._against_the_trend(predicted, measured)
+        return float(error) if np.isfinite(error) else np.inf
+
+    def _against_the_trend(self, signs, measured):
+        order = np.argsort(self.at, kind="stable")
+        measured, spread = measured[order], np.asarray(self.standard_error, float)[order]
+        steps, spreads = np.diff(measured), np.hypot(spread[1:], spread[:-1])
+        if np.ptp(measured) <= self.tolerance * np.max(spreads):
+            return np.inf  # a flat line shows no trend
+        return np.max(-signs * steps / spreads)
+
+    def passes(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error() <= self.tolerance
+
+    def perturbed(self, times: float = 3.0) -> Check:
+        """The same stored measurement under a prediction moved by `times` the tolerance (a trend: under shuffled
+        labels). It must fail: a check that passes it could not have seen an error of that size."""
+        predicted = np.asarray(self.predicted, float)
+        if self.kind == "identity":
+            return dataclasses.replace(self, predicted=predicted * (1 + times * self.tolerance))
+        if self.kind == "monte_carlo":
+            shift = times * self.tolerance * np.asarray(self.standard_error, float)
+            return dataclasses.replace(self, predicted=predicted + shift)
+        if self.kind == "monotone":
+            shuffled = np.random.default_rng(0).permutation(np.asarray(self.at))
+            return dataclasses.replace(self, at=shuffled)
+        if self.kind == "bound":
+            slack = np.max(predicted - np.asarray(self.measured, float))
+            return dataclasses.replace(self, predicted=predicted - abs(slack) - times * max(self.tolerance, 1e-12))
+        return dataclasses.replace(self, predicted=predicted + times * self.tolerance)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One line of a claim's judgement.
+
+    name: what is compared. test: the check. control: the same check under a near miss, which must fail.
+    outside: the same check where the assumption is broken; given, and failing while the test passes, the verdict is
+    "holds if" with `condition` in words.
+    """
+
+    name: str
+    test: Check
+    control: Check
+    control_name: str
+    outside: Check | None = None
+    condition: str = ""
+
+    def verdict(self) -> Verdict:
+        """What the measurement says, whatever was expected."""
+        if not self.test.passes():
+            return "refuted"
+        return "holds if" if self.outside is not None and not self.outside.passes() else "holds"
+
+    def control_rejected(self) -> bool:
+        """Whether the near miss fails the check."""
+        return not self.control.passes()

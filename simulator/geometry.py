@@ -1,0 +1,272 @@
+"""What the embeddings of two modalities look like: the gap vector, and what varies along and across it.
+
+Every measure is a function of the rows as they are given (nothing is re-normalised unless its own
+definition says so), works under jit and vmap, and returns NaN where it is not defined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simulator.losses import Similarity, logits, normalize_rows, similarity_matrix
+from simulator.validation import require_number, require_paired, require_same_width
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "gap_norm",
+        "variance_along_gap_x",
+        "variance_along_gap_y",
+        "defect_ratio_x",
+        "defect_ratio_y",
+        "null_defect_ratio_x",
+        "null_defect_ratio_y",
+        "span_fraction_x",
+        "span_fraction_y",
+        "marginal_error_x",
+        "marginal_error_y",
+        "alignment",
+        "uniformity_x",
+        "uniformity_y",
+        "recall_at_1_xy",
+        "recall_at_1_yx",
+        "effective_rank_x",
+        "effective_rank_y",
+        "separability",
+        "rmg",
+    ],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class GapMeasures:
+    """The scalars of `measure_gap`; NaN where one is not defined. x is the gallery, y the queries.
+
+    gap_norm: G = ‖μ_y − μ_x‖ (called L2M by Schrodi et al. 2025).
+    variance_along_gap_x, _y: v = mean of (ĝ·deviation)².
+    defect_ratio_x, _y: v over the mean variance per direction, trace(C)/d; 1 is isotropic, 0 orthogonal.
+    null_defect_ratio_x, _y: expected defect ratio when the other modality's mean is replaced by a random
+      vector of the same length (exact, no sampling): what "orthogonal" must be compared with.
+    span_fraction_x, _y: share of G² inside the span of the modality's top principal components, the
+      fewest that hold 90 % of its variance.
+    marginal_error_x, _y: mean |S − 1| of the free marginals of the two softmaxes, S^x_k = Σ_i Q^x(k,i) and
+      S^y_i = Σ_k Q^y(k,i); both 0 means doubly stochastic. Needs a temperature.
+    alignment: mean ‖x_i − y_i‖² over pairs.
+    uniformity_x, _y: log of the mean of exp(−2‖·−·‖²) over distinct rows.
+    recall_at_1_xy, _yx: share of rows of the first modality whose most similar row of the other is their
+      partner (xy: x asks, y answers; yx: y asks, the gallery answers).
+    effective_rank_x, _y: exp of the entropy of the normalised singular values of the centred rows.
+    separability: accuracy of the midpoint rule along ĝ, fitted on one half of the rows and judged on
+      the other, averaged over both ways.
+    rmg: relative modality gap, d⁺/(d⁺ + ½(d̄_xx + d̄_yy)) with d = (1 − cos)/2, pairs over off-diagonal means.
+    """
+
+    gap_norm: jax.Array
+    variance_along_gap_x: jax.Array
+    variance_along_gap_y: jax.Array
+    defect_ratio_x: jax.Array
+    defect_ratio_y: jax.Array
+    null_defect_ratio_x: jax.Array
+    null_defect_ratio_y: jax.Array
+    span_fraction_x: jax.Array
+    span_fraction_y: jax.Array
+    marginal_error_x: jax.Array
+    marginal_error_y: jax.Array
+    alignment: jax.Array
+    uniformity_x: jax.Array
+    uniformity_y: jax.Array
+    recall_at_1_xy: jax.Array
+    recall_at_1_yx: jax.Array
+    effective_rank_x: jax.Array
+    effective_rank_y: jax.Array
+    separability: jax.Array
+    rmg: jax.Array
+
+
+def gap_vector(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The gap vector g = mean(y) − mean(x), from gallery to queries, [d].
+
+    Args:
+      x: gallery embeddings [n_x, d].
+      y: query embeddings [n_y, d].
+
+    Returns:
+      g, [d], in the units of the embeddings.
+
+    Raises:
+      ValueError: arrays that are not [rows, d] in one space, or hold NaN.
+
+    Source: Liang et al. 2022; Chowers et al. 2026.
+    """
+    require_same_width(x, y, ("x", "y"))
+    return jnp.mean(jnp.asarray(y), axis=0) - jnp.mean(jnp.asarray(x), axis=0)
+
+
+def measure_gap(
+    x: jax.Array, y: jax.Array, *, temperature=None, paired: bool = True, similarity: Similarity = "cosine"
+) -> GapMeasures:
+    """All measures of the gap and of the two modalities around it; `GapMeasures` defines each.
+
+    Args:
+      x: gallery embeddings [n_x, d].
+      y: query embeddings [n_y, d].
+      temperature: τ > 0 for the marginal errors; None leaves those NaN.
+      paired: row i of x pairs with row i of y. False leaves alignment, recall and rmg NaN; equal row
+        counts alone never imply a pairing.
+      similarity: how the model scores a pair, for the marginals and for retrieval.
+
+    Returns:
+      GapMeasures: scalars in the units of the embeddings (squared for variances and alignment).
+
+    Raises:
+      ValueError: arrays that are not [rows, d] in one space, NaN rows, unequal row counts with paired=True.
+
+    Source: definitions per field in `GapMeasures`; the null is derived here.
+    """
+    (require_paired if paired else require_same_width)(x, y, ("x", "y"))
+    if temperature is not None:
+        require_number("temperature", temperature, above=0.0)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    gap = gap_vector(x, y)
+    gap_norm = jnp.linalg.norm(gap)
+    direction = gap / gap_norm
+    nan = jnp.full((), jnp.nan, gap.dtype)
+    values = dict(gap_norm=gap_norm, separability=separability(x, y))
+    for name, rows, other in (("x", x, y), ("y", y, x)):
+        centred = rows - jnp.mean(rows, axis=0)[None, :]
+        variances, axes = _principal_axes(centred)
+        mean_variance = jnp.mean(variances)
+        along = jnp.mean((centred @ direction) ** 2)
+        null = _null_variance(jnp.mean(rows, axis=0), jnp.linalg.norm(jnp.mean(other, axis=0)), variances, axes)
+        values |= {
+            f"variance_along_gap_{name}": along,
+            f"defect_ratio_{name}": along / mean_variance,
+            f"null_defect_ratio_{name}": null / mean_variance,
+            f"span_fraction_{name}": _span_fraction(direction, variances, axes),
+            f"uniformity_{name}": _uniformity(rows),
+            f"effective_rank_{name}": _effective_rank(variances),
+        }
+    values |= dict.fromkeys(("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg"), nan)
+    values |= dict.fromkeys(("marginal_error_x", "marginal_error_y"), nan)
+    if temperature is not None:
+        free_x, free_y = marginals(x, y, temperature=temperature, similarity=similarity)
+        values |= {
+            "marginal_error_x": jnp.mean(jnp.abs(free_x - 1.0)),
+            "marginal_error_y": jnp.mean(jnp.abs(free_y - 1.0)),
+        }
+    if paired:
+        scores = similarity_matrix(x, y, similarity)
+        partner = jnp.arange(x.shape[0])
+        values |= {
+            "alignment": jnp.mean(jnp.sum((x - y) ** 2, axis=1)),
+            "recall_at_1_xy": jnp.mean(jnp.argmax(scores, axis=1) == partner, dtype=gap.dtype),
+            "recall_at_1_yx": jnp.mean(jnp.argmax(scores, axis=0) == partner, dtype=gap.dtype),
+            "rmg": _relative_gap(x, y),
+        }
+    return GapMeasures(**values)
+
+
+def marginals(x, y, *, temperature, similarity: Similarity = "cosine") -> tuple[jax.Array, jax.Array]:
+    """The free marginals of the two softmax matrices: S^x_k = Σ_i Q^x(k,i) [n_x] and S^y_i = Σ_k Q^y(k,i) [n_y]."""
+    scores = logits(x, y, temperature=temperature, similarity=similarity)
+    return jax.nn.softmax(scores, axis=0).sum(axis=1), jax.nn.softmax(scores, axis=1).sum(axis=0)
+
+
+def separability(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Accuracy of the midpoint rule along the gap on held-out rows: fitted on the even rows and judged
+    on the odd ones, and the other way round. NaN when a modality has a single row."""
+    if min(x.shape[0], y.shape[0]) < 2:
+        return jnp.full((), jnp.nan, jnp.result_type(x, y))
+    accuracies = []
+    for fit, judge in ((0, 1), (1, 0)):
+        mean_x, mean_y = jnp.mean(x[fit::2], axis=0), jnp.mean(y[fit::2], axis=0)
+        direction, midpoint = mean_y - mean_x, 0.5 * (mean_x + mean_y)
+        right_x = (x[judge::2] - midpoint[None, :]) @ direction < 0
+        right_y = (y[judge::2] - midpoint[None, :]) @ direction > 0
+        accuracies.append(0.5 * (jnp.mean(right_x, dtype=x.dtype) + jnp.mean(right_y, dtype=x.dtype)))
+    return 0.5 * (accuracies[0] + accuracies[1])
+
+
+def _principal_axes(centred: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Variances in decreasing order [d] (rounding noise set to 0) and the matching axes as columns [d, d]."""
+    covariance = centred.T @ centred / centred.shape[0]
+    variances, axes = jnp.linalg.eigh(covariance)
+    variances, axes = variances[::-1], axes[:, ::-1]
+    floor = variances[0] * variances.shape[0] * jnp.finfo(variances.dtype).eps
+    return jnp.where(variances > floor, variances, 0.0), axes
+
+
+def _span_fraction(direction, variances, axes, share: float = 0.9):
+    """Σ over the leading axes of (ĝ·axis)²; an axis belongs while those before it hold less than `share`."""
+    total = jnp.sum(variances)
+    before = (jnp.cumsum(variances) - variances) / total
+    fraction = jnp.sum(jnp.where(before < share, (direction @ axes) ** 2, 0.0))
+    return jnp.where(total > 0, fraction, jnp.nan)
+
+
+def _effective_rank(variances):
+    """Roy & Vetterli 2007: exp(−Σ p log p) with p the singular values of the centred rows over their sum."""
+    singular = jnp.sqrt(variances)
+    p = singular / jnp.sum(singular)
+    return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0)))
+
+
+def _uniformity(rows):
+    """log E exp(−2‖r_i − r_j‖²) over i ≠ j (Wang & Isola 2020)."""
+    n = rows.shape[0]
+    if n < 2:
+        return jnp.full((), jnp.nan, rows.dtype)
+    kernel = jnp.exp(2.0 * jnp.minimum(similarity_matrix(rows, rows, "sqeuclidean"), 0.0))
+    return jnp.log((jnp.sum(kernel) - jnp.sum(jnp.diagonal(kernel))) / (n * (n - 1)))
+
+
+def _relative_gap(x, y):
+    """Schrodi et al. 2025: cosine distance of pairs against that within the modalities, off-diagonal means."""
+    n = x.shape[0]
+    if n < 2:
+        return jnp.full((), jnp.nan, x.dtype)
+    x, y = normalize_rows(x), normalize_rows(y)
+    between = jnp.mean((1.0 - jnp.sum(x * y, axis=1)) / 2.0)
+    # Σ_{i≠j} x_i·x_j = ‖Σ x_i‖² − Σ‖x_i‖²
+    inside = [(1.0 - (jnp.sum(jnp.sum(r, axis=0) ** 2) - jnp.sum(r * r)) / (n * (n - 1))) / 2.0 for r in (x, y)]
+    return between / (between + 0.5 * (inside[0] + inside[1]))
+
+
+def _null_variance(mean, other_norm, variances, axes):
+    """E[ v̂ᵀ C v̂ ] for v = R u − m, with u uniform on the sphere, m the modality's own mean, R the other's norm.
+
+    Split u = t m̂ + √(1−t²) w with w uniform across m̂. Then ‖v‖² = R² − 2R t m + m² depends on t alone,
+    the cross term averages to 0, and wᵀCw averages to (tr C − m̂ᵀCm̂)/(d−1): one Gauss quadrature over t is
+    exact up to the smoothness of 1/‖v‖².
+    """
+    dimensions = mean.shape[0]
+    nodes, weights = (jnp.asarray(a, mean.dtype) for a in _sphere_coordinate_quadrature(dimensions))
+    norm = jnp.linalg.norm(mean)
+    axis = jnp.where(norm > 0, mean / jnp.where(norm > 0, norm, 1.0), jnp.zeros_like(mean).at[0].set(1.0))
+    along = jnp.sum(variances * (axis @ axes) ** 2)
+    across = (jnp.sum(variances) - along) / max(dimensions - 1, 1)
+    radial = (other_norm * nodes - norm) ** 2
+    tangential = other_norm**2 * (1.0 - nodes**2)
+    return jnp.sum(weights * (radial * along + tangential * across) / (radial + tangential))
+
+
+@functools.lru_cache(maxsize=32)
+def _sphere_coordinate_quadrature(dimensions: int, num_nodes: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss nodes and weights for one coordinate of a uniform point on the sphere of R^d, whose density is
+    ∝ (1−t²)^((d−3)/2) (Golub–Welsch for the Gegenbauer weight; d = 1 is the two points ±1)."""
+    if dimensions == 1:
+        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+    alpha = (dimensions - 2) / 2
+    k = np.arange(1, num_nodes)
+    with np.errstate(invalid="ignore"):
+        squared = k * (k + 2 * alpha - 1) / (4 * (k + alpha) * (k + alpha - 1))
+    if dimensions == 2:
+        squared[0] = 0.5  # the limit of 0/0: Chebyshev's first coefficient
+    off_diagonal = np.sqrt(squared)
+    nodes, vectors = np.linalg.eigh(np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+    return nodes, vectors[0] ** 2

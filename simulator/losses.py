@@ -1,0 +1,220 @@
+"""Contrastive losses. This is the only place that divides a similarity by the temperature.
+
+Row k of `x` is a gallery embedding, row i of `y` a query embedding; every matrix below has shape
+[n_x, n_y] with the gallery along rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid
+from jax.scipy.special import logsumexp
+
+from simulator.validation import require_integer, require_number, require_one_of, require_paired, require_same_width
+
+Similarity = Literal["cosine", "dot", "sqeuclidean"]
+SIMILARITIES = get_args(Similarity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A temperature trained with the embeddings: τ = exp(−ν), ν a scalar parameter, as in CLIP.
+
+    Args:
+      initial: the temperature at the start, > 0.
+    """
+
+    initial: float
+
+    def __post_init__(self):
+        require_number("Learned.initial", self.initial, above=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoNCE:
+    """The loss of an experiment: `info_nce` with a fixed, scheduled or learned temperature.
+
+    Args:
+      temperature: τ > 0; or an optax schedule step -> τ; or `Learned(initial)`.
+      similarity: "cosine", "dot" or "sqeuclidean".
+      block_size: rows of the gallery per block, None for the dense loss.
+    """
+
+    temperature: float | Callable | Learned
+    _: dataclasses.KW_ONLY
+    similarity: Similarity = "cosine"
+    block_size: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.temperature, Learned) and not callable(self.temperature):
+            require_number("InfoNCE.temperature", self.temperature, above=0.0)
+        require_one_of("InfoNCE.similarity", self.similarity, SIMILARITIES)
+        if self.block_size is not None:
+            require_integer("InfoNCE.block_size", self.block_size)
+
+
+def normalize_rows(rows: jax.Array) -> jax.Array:
+    """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient."""
+    squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
+    is_zero = squares == 0
+    return jnp.where(is_zero, 0.0, rows / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+
+
+def similarity_matrix(x: jax.Array, y: jax.Array, similarity: Similarity = "cosine") -> jax.Array:
+    """Similarity of every gallery row to every query, [n_x, n_y].
+
+    "cosine": ⟨x_k, y_i⟩/(‖x_k‖‖y_i‖) (0 for a zero row); "dot": ⟨x_k, y_i⟩; "sqeuclidean": −‖x_k − y_i‖².
+    """
+    require_one_of("similarity", similarity, SIMILARITIES)
+    if similarity == "cosine":
+        x, y = normalize_rows(x), normalize_rows(y)
+    products = x @ y.T
+    if similarity != "sqeuclidean":
+        return products
+    return 2.0 * products - jnp.sum(x * x, axis=1)[:, None] - jnp.sum(y * y, axis=1)[None, :]
+
+
+def logits(x: jax.Array, y: jax.Array, *, temperature, similarity: Similarity = "cosine") -> jax.Array:
+    """similarity/τ, [n_x, n_y]: the argument of both softmaxes."""
+    return similarity_matrix(x, y, similarity) / temperature
+
+
+def paired_similarity(x: jax.Array, y: jax.Array, similarity: Similarity) -> jax.Array:
+    """The diagonal of `similarity_matrix` for paired rows, without the matrix, [n]."""
+    if similarity == "cosine":
+        x, y = normalize_rows(x), normalize_rows(y)
+    return -jnp.sum((x - y) ** 2, axis=1) if similarity == "sqeuclidean" else jnp.sum(x * y, axis=1)
+
+
+def info_nce(
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    temperature,
+    similarity: Similarity = "cosine",
+    pairing: jax.Array | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """The symmetric contrastive loss of CLIP: the mean of the two directions.
+
+    L = −½ Σ_ki W_ki [log Q^y(k,i) + log Q^x(k,i)], with Q^y the softmax of the logits s_ki/τ over the
+    queries i, Q^x the softmax over the gallery k, and W = pairing/Σ pairing (I/n when pairing is None).
+
+    Args:
+      x: gallery embeddings [n_x, d].
+      y: query embeddings [n_y, d]; n_y = n_x unless a pairing is given.
+      temperature: τ > 0, a number or a traced scalar.
+      similarity: "cosine", "dot" or "sqeuclidean" (−‖x−y‖²).
+      pairing: non-negative weights [n_x, n_y], not all zero; None pairs row i with row i.
+      block_size: gallery rows per block; the value and the gradient are those of the dense loss, with
+        memory linear instead of quadratic in n. None computes the dense matrix.
+
+    Returns:
+      The loss in nats, a scalar.
+
+    Raises:
+      ValueError: wrong shapes, non-finite rows, a temperature <= 0, a negative or all-zero pairing.
+
+    Source: Radford et al. 2021 (CLIP); Eq. 6 of Chowers et al. 2026 is twice this value.
+    """
+    require_number("temperature", temperature, above=0.0)
+    require_one_of("similarity", similarity, SIMILARITIES)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if pairing is None:
+        require_paired(x, y)
+        weights = None
+    else:
+        require_same_width(x, y, ("x", "y"))
+        weights = _weights(pairing, (x.shape[0], y.shape[0]))
+    if block_size is not None:
+        require_integer("block_size", block_size)
+        return _blockwise(x, y, temperature, similarity, weights, block_size)
+    scores = logits(x, y, temperature=temperature, similarity=similarity)
+    over_queries, over_gallery = logsumexp(scores, axis=1), logsumexp(scores, axis=0)
+    if weights is None:
+        return jnp.mean(0.5 * (over_queries + over_gallery) - jnp.diagonal(scores))
+    return (
+        0.5 * jnp.sum(weights.sum(1) * over_queries)
+        + 0.5 * jnp.sum(weights.sum(0) * over_gallery)
+        - jnp.sum(weights * scores)
+    )
+
+
+def _weights(pairing, shape: tuple[int, int]) -> jax.Array:
+    if jnp.shape(pairing) != shape:
+        raise ValueError(f"pairing has shape {jnp.shape(pairing)}; expected {shape}: gallery rows by queries")
+    pairing = jnp.asarray(pairing, dtype=jnp.result_type(float))
+    if not isinstance(pairing, jax.core.Tracer) and not (bool((pairing >= 0).all()) and float(pairing.sum()) > 0):
+        raise ValueError("pairing has a negative, NaN or no positive entry; its weights must be >= 0, not all zero")
+    return pairing / pairing.sum()
+
+
+def _blockwise(x, y, temperature, similarity, weights, block_size):
+    """The loss by blocks of gallery rows. The running column sum is carried in log space, and each block
+    is recomputed in the backward pass (checkpoint), so no [n_x, n_y] array ever exists."""
+    n_x, n_y = x.shape[0], y.shape[0]
+    num_blocks = -(-n_x // block_size)
+    padding = num_blocks * block_size - n_x
+    blocks = jnp.pad(x, ((0, padding), (0, 0))).reshape(num_blocks, block_size, -1)
+    real = (jnp.arange(num_blocks * block_size) < n_x).reshape(num_blocks, block_size)
+    if weights is None:
+        # Row sums of W are 1/n; the paired term needs no matrix and is added at the end.
+        block_weights = jnp.zeros((num_blocks, block_size, 0), x.dtype)
+        row_weight, column_weight = real / n_x, jnp.full((n_y,), 1.0 / n_y)
+    else:
+        block_weights = jnp.pad(weights, ((0, padding), (0, 0))).reshape(num_blocks, block_size, n_y)
+        row_weight, column_weight = block_weights.sum(2), weights.sum(0)
+
+    lowest = jnp.finfo(x.dtype).min / 4  # finite, so that a padded row of weight 0 adds 0 and not NaN
+
+    @jax.checkpoint
+    def step(carry, block):
+        total, column = carry
+        rows, valid, row_w, block_w = block
+        scores = logits(rows, y, temperature=temperature, similarity=similarity)
+        scores = jnp.where(valid[:, None], scores, lowest)
+        total = total + 0.5 * jnp.sum(row_w * jnp.where(valid, logsumexp(scores, axis=1), 0.0))
+        if weights is not None:
+            total = total - jnp.sum(block_w * jnp.where(valid[:, None], scores, 0.0))
+        return (total, jnp.logaddexp(column, logsumexp(scores, axis=0))), None
+
+    start = (jnp.zeros((), x.dtype), jnp.full((n_y,), lowest, x.dtype))
+    (total, column), _ = jax.lax.scan(step, start, (blocks, real, row_weight.astype(x.dtype), block_weights))
+    total = total + 0.5 * jnp.sum(column_weight * column)
+    if weights is None:
+        total = total - jnp.mean(paired_similarity(x, y, similarity) / temperature)
+    return total
+
+
+def sigmoid_loss(x: jax.Array, y: jax.Array, *, temperature, bias, similarity: Similarity = "cosine") -> jax.Array:
+    """The pairwise sigmoid loss of SigLIP.
+
+    L = −(1/n) Σ_ki log σ(z_ki (s_ki/τ + b)), z_ki = +1 for k = i and −1 otherwise.
+
+    Args:
+      x: gallery embeddings [n, d].
+      y: query embeddings [n, d]; row i pairs with row i of `x`.
+      temperature: τ > 0.
+      bias: b, any finite scalar (SigLIP starts at −10).
+      similarity: "cosine", "dot" or "sqeuclidean".
+
+    Returns:
+      The loss in nats, a scalar.
+
+    Raises:
+      ValueError: rows that cannot be paired, non-finite rows, a temperature <= 0.
+
+    Source: Zhai et al. 2023 (SigLIP), Eq. 1.
+    """
+    require_number("temperature", temperature, above=0.0)
+    require_number("bias", bias)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    require_paired(x, y)
+    scores = logits(x, y, temperature=temperature, similarity=similarity) + bias
+    signs = 2.0 * jnp.eye(x.shape[0], dtype=scores.dtype) - 1.0
+    return -jnp.sum(log_sigmoid(signs * scores)) / x.shape[0]

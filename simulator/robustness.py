@@ -1,0 +1,261 @@
+"""Measured robustness: how often the answer to a query survives noise on the embeddings.
+
+An answer is the best-scoring gallery row. "Stays wrong" counts as robust, so accuracy is reported beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simulator.losses import SIMILARITIES, Similarity, similarity_matrix
+from simulator.validation import (
+    require_integer,
+    require_labels,
+    require_number,
+    require_one_of,
+    require_rows,
+    require_same_width,
+)
+
+Target = Literal["gallery", "queries", "both", "shared"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianNoise:
+    """Independent N(0, sigma²) noise on every coordinate.
+
+    Args:
+      sigma: standard deviation per coordinate, >= 0.
+      on: "gallery" (an independent draw per gallery row), "queries" (per query), "both", or "shared" (one draw,
+        the same for all gallery rows).
+      orthogonal_to: direction [d] or rows [m, d] whose span is projected out of the noise.
+      within: rows [m, d]; the noise is projected onto their span.
+    """
+
+    sigma: float
+    _: dataclasses.KW_ONLY
+    on: Target = "gallery"
+    orthogonal_to: Any = None
+    within: Any = None
+
+    def __post_init__(self):
+        require_number("GaussianNoise.sigma", self.sigma, least=0.0)
+        require_one_of("GaussianNoise.on", self.on, get_args(Target))
+        for name in ("orthogonal_to", "within"):
+            if getattr(self, name) is not None:
+                require_rows(f"GaussianNoise.{name}", np.atleast_2d(getattr(self, name)))
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo estimate over draws of the noise, with the queries fixed.
+
+    mean: share of queries whose answer is the one without noise.
+    standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries);
+      NaN for a single draw.
+    per_query: share of draws in which each query keeps its answer [n_queries].
+    accuracy: mean over draws of the share of queries answered with their label; NaN without labels.
+    clean_accuracy: the same without noise.
+    """
+
+    mean: float
+    standard_error: float
+    per_query: np.ndarray
+    accuracy: float
+    clean_accuracy: float
+
+
+def scores(gallery, queries, *, scoring: Similarity = "sqeuclidean", bias=None) -> jax.Array:
+    """Score of every gallery row for every query, [K, n]; the largest wins.
+
+    "sqeuclidean": −(‖y − x_k‖² + b_k); "dot": ⟨y, x_k⟩ + b_k; "cosine": cos(y, x_k) + b_k. So a bias is added to
+    the squared distance for "sqeuclidean" and to the similarity otherwise.
+    """
+    values = similarity_matrix(gallery, queries, scoring)
+    if bias is None:
+        return values
+    return values - bias[:, None] if scoring == "sqeuclidean" else values + bias[:, None]
+
+
+def nearest(gallery, queries, *, scoring: Similarity = "sqeuclidean", bias=None) -> jax.Array:
+    """Index of the best gallery row for every query, [n]; the first one in a tie."""
+    return jnp.argmax(scores(gallery, queries, scoring=scoring, bias=bias), axis=0)
+
+
+def measured_robustness(
+    gallery, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array, scoring: Similarity = "sqeuclidean",
+    bias=None, labels=None,
+) -> Estimate:  # fmt: skip
+    """Share of queries whose answer survives noise on the embeddings, by Monte Carlo.
+
+    Rob = P[ answer(y, X + E) = answer(y, X) ], averaged over the queries. Draws depend on the key and on the shapes
+    alone: the same key pairs the draws across galleries of one shape (across α, for instance).
+
+    Args:
+      gallery: [K, d] rows that are searched.
+      queries: [n, d].
+      noise: GaussianNoise.
+      num_draws: independent draws of the noise, >= 1.
+      key: JAX random key.
+      scoring: "sqeuclidean" (nearest row), "dot" or "cosine" (most similar row).
+      bias: [K] exact scalar per gallery row, see `scores`; it carries no noise.
+      labels: [n] gallery row that is right for each query; None leaves the accuracies NaN.
+
+    Returns:
+      Estimate, all shares between 0 and 1. Precision is that of the wider input (float32 unless JAX runs in 64-bit mode).
+
+    Raises:
+      ValueError: shapes that do not fit, NaN rows, labels that are not gallery rows, noise directions of another
+        dimension, or a noise subspace with nothing left in it.
+
+    Source: Chowers et al. 2026, Thm 3.4 (definition of robustness).
+    """
+    require_same_width(gallery, queries)
+    require_integer("num_draws", num_draws)
+    require_one_of("scoring", scoring, SIMILARITIES)
+    if labels is not None:
+        labels = require_labels(labels, num_queries=np.shape(queries)[0], num_classes=np.shape(gallery)[0])
+    dtype = jnp.result_type(gallery, queries, jnp.float32)
+    gallery, queries = jnp.asarray(gallery, dtype), jnp.asarray(queries, dtype)
+    if bias is not None:
+        bias = _require_bias(bias, gallery.shape[0], dtype)
+    projection = _noise_projection(noise, gallery.shape[1])
+    projection = None if projection is None else jnp.asarray(projection, dtype)
+    clean = nearest(gallery, queries, scoring=scoring, bias=bias)
+    target = -jnp.ones_like(clean) if labels is None else jnp.asarray(labels)
+    kept_by_query, (kept, right) = _count(
+        gallery, queries, clean, target, bias, projection, jnp.asarray(noise.sigma, dtype), key,
+        on=noise.on, num_draws=num_draws, scoring=scoring,
+    )  # fmt: skip
+    per_draw, per_query = np.asarray(kept, float), np.asarray(kept_by_query, float) / num_draws
+    spread = per_draw.std(ddof=1) / num_draws**0.5 if num_draws > 1 else np.nan
+    accuracies = (np.nan, np.nan)
+    if labels is not None:
+        accuracies = (float(np.mean(right)), float(np.mean(np.asarray(clean) == labels)))
+    return Estimate(float(per_draw.mean()), float(spread), per_query, *accuracies)
+
+
+def changed_decisions(gallery, moved, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array) -> int:
+    """How many noisy answers differ between a gallery and the same gallery moved, under the same draws.
+
+    Counts over num_draws × n queries, Euclidean nearest neighbour. Run it in 64-bit mode: an invariance is a
+    statement about exact arithmetic.
+
+    Args:
+      gallery, moved: [K, d], before and after.
+      queries: [n, d].
+      noise, num_draws, key: as in `measured_robustness`.
+
+    Returns:
+      A count between 0 and num_draws × n.
+    """
+    require_same_width(gallery, queries)
+    require_same_width(gallery, moved, ("gallery", "moved"))
+    dtype = jnp.result_type(gallery, queries, jnp.float32)
+    gallery, moved, queries = (jnp.asarray(a, dtype) for a in (gallery, moved, queries))
+    projection = _noise_projection(noise, gallery.shape[1])
+    projection = None if projection is None else jnp.asarray(projection, dtype)
+    return int(
+        _count_changes(
+            gallery, moved, queries, projection, jnp.asarray(noise.sigma, dtype), key, on=noise.on, num_draws=num_draws
+        )
+    )
+
+
+def _require_bias(bias, num_rows: int, dtype) -> jax.Array:
+    if np.shape(bias) != (num_rows,) or not np.isfinite(np.asarray(bias)).all():
+        raise ValueError(
+            f"bias has shape {np.shape(bias)}; expected one finite number for each of {num_rows} gallery rows"
+        )
+    return jnp.asarray(bias, dtype)
+
+
+def _noise_projection(noise: GaussianNoise, dimensions: int) -> np.ndarray | None:
+    """The projector [d, d] applied to isotropic draws, or None for none."""
+    if noise.orthogonal_to is None and noise.within is None:
+        return None
+    projection = np.eye(dimensions)
+    for rows, keep in ((noise.within, True), (noise.orthogonal_to, False)):
+        if rows is None:
+            continue
+        rows = np.atleast_2d(np.asarray(rows, float))
+        if rows.shape[1] != dimensions:
+            raise ValueError(f"the noise directions have {rows.shape[1]} dimensions and the embeddings {dimensions}")
+        # `orthogonal_to` is taken out of what `within` left, so that both conditions hold exactly.
+        basis = orthonormal_basis(rows @ projection)
+        onto = basis.T @ basis
+        projection = projection @ onto if keep else projection - onto
+    if np.trace(projection) < 0.5:
+        raise ValueError("nothing is left of the noise: `within` and `orthogonal_to` leave no direction")
+    return projection
+
+
+def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
+    """Orthonormal rows [r, d] that span the given rows [m, d], by SVD with NumPy's rank tolerance."""
+    _, singular, basis = np.linalg.svd(np.asarray(rows, float), full_matrices=False)
+    tolerance = max(rows.shape) * np.finfo(float).eps * (singular[0] if singular.size else 0.0)
+    return basis[singular > tolerance]
+
+
+def _draw(key, gallery, queries, projection, sigma, on):
+    """One noisy (gallery, queries)."""
+    gallery_key, query_key = jax.random.split(key)
+
+    def noisy(rows, key, shape):
+        noise = jax.random.normal(key, shape, rows.dtype)
+        return rows + sigma * (noise if projection is None else noise @ projection)
+
+    if on == "shared":
+        return noisy(gallery, gallery_key, (1, gallery.shape[1])), queries
+    if on in ("gallery", "both"):
+        gallery = noisy(gallery, gallery_key, gallery.shape)
+    if on in ("queries", "both"):
+        queries = noisy(queries, query_key, queries.shape)
+    return gallery, queries
+
+
+DRAWS_AT_ONCE = 16  # enough to keep the cores busy; memory is 16 score matrices
+
+
+def _over_draws(one_draw, num_draws: int):
+    """Sum one_draw(i) over the draws and stack its scalars: (per-query sums, per-draw values [num_draws])."""
+    chunks = -(-num_draws // DRAWS_AT_ONCE)
+    draws = jnp.arange(chunks * DRAWS_AT_ONCE).reshape(chunks, DRAWS_AT_ONCE)
+    shape = jax.eval_shape(one_draw, draws[0, 0])[0]
+
+    def one_chunk(total, chunk):
+        per_query, per_draw = jax.vmap(one_draw)(chunk)
+        # The last chunk may be longer than needed.
+        counted = per_query * (chunk < num_draws).reshape(-1, *(1,) * len(shape.shape))
+        return total + counted.sum(axis=0, dtype=total.dtype), per_draw
+
+    total, per_draw = jax.lax.scan(one_chunk, jnp.zeros(shape.shape, int), draws)
+    return total, jax.tree.map(lambda leaf: leaf.reshape(-1)[:num_draws], per_draw)
+
+
+@functools.partial(jax.jit, static_argnames=("on", "num_draws", "scoring"))
+def _count(gallery, queries, clean, target, bias, projection, sigma, key, *, on, num_draws, scoring):
+    """Draws kept by each query [n], and per draw the shares of kept and of right answers [num_draws]."""
+
+    def one_draw(draw):
+        rows, asked = _draw(jax.random.fold_in(key, draw), gallery, queries, projection, sigma, on)
+        answer = nearest(rows, asked, scoring=scoring, bias=bias)
+        kept = answer == clean
+        return kept, (jnp.mean(kept, dtype=gallery.dtype), jnp.mean(answer == target, dtype=gallery.dtype))
+
+    return _over_draws(one_draw, num_draws)
+
+
+@functools.partial(jax.jit, static_argnames=("on", "num_draws"))
+def _count_changes(gallery, moved, queries, projection, sigma, key, *, on, num_draws):
+    def one_draw(draw):
+        key_of_draw = jax.random.fold_in(key, draw)
+        answers = [nearest(*_draw(key_of_draw, rows, queries, projection, sigma, on)) for rows in (gallery, moved)]
+        return jnp.sum(answers[0] != answers[1]), ()
+
+    return _over_draws(one_draw, num_draws)[0]

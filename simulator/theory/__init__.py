@@ -1,0 +1,1 @@
+"""Predictions in closed form. Nothing here calls, differentiates or simulates what it predicts."""

@@ -1,0 +1,407 @@
+"""Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
+
+All replicas of one shape run in one compiled program, vmapped and spread over the devices that exist.
+The numbers that a sweep varies most (`TRACED_FIELDS`) are arguments of that program rather than
+constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from simulator.data import Batch, Digits, LatentPairs, draw_pairs, draw_world, take
+from simulator.encoders import MLP, Cones, Table, place_in_cones
+from simulator.geometry import gap_vector, measure_gap
+from simulator.losses import InfoNCE, Learned, info_nce, normalize_rows
+from simulator.validation import require_integer, require_number, require_one_of
+
+TRACED_FIELDS = (
+    "data.noise",
+    "data.cluster_spread",
+    "start.angle",
+    "start.tightness",
+    "loss.temperature",
+    "loss.temperature.initial",
+    "learning_rate",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that defines a training run, but for the random key.
+
+    Args:
+      data: LatentPairs or Digits.
+      encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
+        (dim_in, *, rngs, dtype) -> nnx module.
+      start: Cones, or None for the start that the random towers have by themselves.
+      loss: InfoNCE with its temperature.
+      optimizer: learning rate -> optax transformation.
+      learning_rate: number > 0, or an optax schedule.
+      batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
+      steps: number of optimiser steps.
+      eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
+      eval_points: number of log-spaced steps at which measures are taken, step 0 and the last included.
+      normalize: whether both towers' rows are scaled to unit length.
+      dtype: "float32", or "float64" where JAX's 64-bit mode is on.
+    """
+
+    data: LatentPairs | Digits = LatentPairs()
+    encoder_x: Callable = MLP()
+    encoder_y: Callable = MLP()
+    start: Cones | None = Cones()
+    loss: InfoNCE = InfoNCE(temperature=0.01)
+    optimizer: Callable = optax.adam
+    learning_rate: float | Callable = 1e-3
+    batch_size: int = 256
+    steps: int = 4000
+    eval_pairs: int = 512
+    eval_points: int = 32
+    normalize: bool = True
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        if not callable(self.learning_rate):
+            require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
+        for field in ("batch_size", "eval_pairs", "eval_points"):
+            require_integer(f"Experiment.{field}", getattr(self, field), least=2)
+        require_integer("Experiment.steps", self.steps)
+        require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
+        num_pairs = self.data.num_pairs
+        if num_pairs is None and self._is_table:
+            raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
+        if num_pairs is not None and self.batch_size > num_pairs:
+            raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
+        if isinstance(self.data, Digits) and num_pairs + self.eval_pairs > self.data.total:
+            raise ValueError(
+                f"{num_pairs} training and {self.eval_pairs} held-out pairs are more than the {self.data.total} digits; "
+                "lower Digits.num_pairs or eval_pairs"
+            )
+
+    @property
+    def _is_table(self) -> bool:
+        return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `train` returns.
+
+    history: xarray.Dataset over `step` with every field of GapMeasures, `loss`, `temperature`, and the
+      vector `gap` [step, embed], all measured on the held-out pairs.
+    params: trained parameters, dict(x=..., y=...) of nnx states (and log_scale for a learned temperature).
+    x, y: final embeddings of the held-out pairs [eval_pairs, embed_dim].
+    labels: cluster or class of each held-out pair [eval_pairs], −1 where there is none.
+    """
+
+    history: Any
+    params: Any
+    x: jax.Array
+    y: jax.Array
+    labels: jax.Array
+
+
+def train(experiment: Experiment, *, key: jax.Array, progress: bool = False) -> Run:
+    """Train one experiment.
+
+    Args:
+      experiment: what to train.
+      key: JAX random key; data, towers and batches all derive from it.
+      progress: show a progress bar.
+
+    Returns:
+      Run.
+
+    Raises:
+      FloatingPointError: the loss became NaN or infinite; names the step.
+      ValueError: towers of different embedding dimensions, or a start that they cannot have.
+    """
+    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress)
+    import xarray as xr
+
+    history = {name: value[0] for name, value in history.items()}
+    dataset = xr.Dataset(
+        {name: (("step",) if value.ndim == 1 else ("step", "embed"), value) for name, value in history.items()},
+        coords={"step": steps},
+    )
+    params, x, y, labels = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (state["params"], x, y, labels))
+    return Run(dataset, params, x, y, labels)
+
+
+def train_replicas(
+    experiment: Experiment,
+    varied: dict[str, Sequence[float]],
+    keys: jax.Array,
+    *,
+    progress: bool = False,
+    describe: Callable[[int], str] = lambda replica: f"replica {replica}",
+):
+    """Train R replicas that differ in their keys and in the traced fields that `varied` names.
+
+    Args:
+      experiment: the common part.
+      varied: traced field -> R numbers.
+      keys: R random keys.
+      progress: show a progress bar.
+      describe: replica -> words for an error message.
+
+    Returns:
+      history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
+      and the steps [step].
+    """
+    if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
+    template, fixed = _split_traced(experiment)
+    count, devices = len(keys), jax.device_count()
+    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
+    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
+    spare = -count % devices  # the replica axis must divide evenly among the devices; the spare ones are dropped
+    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], spare, axis=0)])  # noqa: E731
+    values, keys = jax.tree.map(pad, values), pad(keys)
+
+    steps = evaluation_steps(experiment.steps, experiment.eval_points)
+    state = _initialise(template, values, keys)
+    rows = [jax.device_get(_evaluate(template, values, state)[0])]
+    from tqdm import tqdm
+
+    with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
+        for start, stop in zip(steps[:-1], steps[1:], strict=True):
+            state = _advance(template, values, state, start, stop)
+            rows.append(jax.device_get(_evaluate(template, values, state)[0]))
+            _stop_on_nan(jax.device_get(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
+            bar.update(int(stop - start))
+    _, x, y, labels = _evaluate(template, values, state)
+    history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
+    # On the host first: slicing an array that lies on several devices would start a collective, and two such
+    # programs can deadlock on one machine's devices.
+    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
+    return history, state, x, y, labels, steps
+
+
+def evaluation_steps(steps: int, points: int) -> np.ndarray:
+    """0 and at most points − 1 log-spaced whole numbers from 1 to `steps`."""
+    return np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, points - 1)).astype(int)]))
+
+
+def replace_field(config: Any, path: str, value: Any) -> Any:
+    """A copy of a nested frozen dataclass with the field at a dotted path replaced, or ValueError."""
+    name, _, rest = path.partition(".")
+    names = (
+        [field.name for field in dataclasses.fields(config) if field.init] if dataclasses.is_dataclass(config) else []
+    )
+    if name not in names:
+        raise ValueError(
+            f"{type(config).__name__} has no field {name!r}; it has {', '.join(n for n in names if n != '_') or 'none'}"
+        )
+    return dataclasses.replace(config, **{name: replace_field(getattr(config, name), rest, value) if rest else value})
+
+
+def _split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
+    """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
+    those numbers."""
+    numbers = {}
+    for path in TRACED_FIELDS:
+        value = experiment
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        if isinstance(value, (int, float)):
+            numbers[path] = float(value)
+            experiment = replace_field(experiment, path, 1.0)
+    return experiment, numbers
+
+
+def _join_traced(template: Experiment, values: dict[str, Any]) -> Experiment:
+    return functools.reduce(lambda config, item: replace_field(config, *item), values.items(), template)
+
+
+def _over_replicas(function, *, batched: bool):
+    """Compile f(experiment, mapped, *shared) over a leading replica axis, spread over the devices.
+
+    batched=False takes the replicas of a device one after the other. The start and the measures need it:
+    they call LAPACK, whose batched calls deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh
+    of a batch of 4 on one device of a 2-core machine never returns).
+    """
+
+    @functools.partial(jax.jit, static_argnames="template")
+    def run(template, values, mapped, *shared):
+        # The mesh has one axis and the replicas never talk, so every device runs the same program.
+        mesh = jax.make_mesh((jax.device_count(),), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
+        one = lambda v, m, *s: function(_join_traced(template, v), m, *s)  # noqa: E731
+        if batched:
+            many = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
+        else:
+            many = lambda v, m, *s: jax.lax.map(lambda pair: one(*pair, *s), (v, m))  # noqa: E731
+        split, same = PartitionSpec("replica"), PartitionSpec()
+        return jax.shard_map(
+            many, mesh=mesh, in_specs=(split, split, *(same,) * len(shared)), out_specs=split, check_vma=False
+        )(values, mapped, *shared)
+
+    return run
+
+
+@functools.partial(_over_replicas, batched=False)
+def _initialise(experiment: Experiment, key):
+    world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
+    data, dtype = experiment.data, jnp.dtype(experiment.dtype)
+    world = draw_world(data, key=world_key, dtype=dtype)
+    if isinstance(data, Digits):
+        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=train_key)
+        training = take(everything, slice(None, data.num_pairs))
+        held_out = take(everything, slice(data.num_pairs, None))
+    else:
+        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
+        held_out = draw_pairs(data, world, experiment.eval_pairs, key=held_out_key)
+    if experiment._is_table:
+        held_out = training
+    towers = _build_towers(experiment, jax.random.split(tower_key))
+    if experiment.start is not None:
+        inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
+        place_in_cones(experiment.start, *towers, *inputs, key=start_key)
+    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
+    if isinstance(experiment.loss.temperature, Learned):
+        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, dtype))
+    return dict(
+        params=params,
+        optimizer=_optimizer(experiment).init(params),
+        # A stream draws its pairs from the world; a fixed set keeps its pairs and this epoch's order.
+        source=world if data.num_pairs is None else training,
+        order=jnp.arange(data.num_pairs or 0),
+        held_out=held_out,
+        key=step_key,
+        step=jnp.zeros((), jnp.int32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+@functools.partial(_over_replicas, batched=True)
+def _advance(experiment: Experiment, state, start, stop):
+    optimizer = _optimizer(experiment)
+    data, batch_size = experiment.data, experiment.batch_size
+
+    def next_batch(state, step):
+        key = jax.random.fold_in(state["key"], step)
+        if data.num_pairs is None:
+            return draw_pairs(data, state["source"], batch_size, key=key), state["order"]
+        if batch_size == data.num_pairs:
+            return state["source"], state["order"]
+        position = step % (data.num_pairs // batch_size)
+        order = jax.lax.cond(position == 0, lambda: jax.random.permutation(key, data.num_pairs), lambda: state["order"])
+        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        return take(state["source"], rows), order
+
+    def body(step, state):
+        batch, order = next_batch(state, step)
+        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step)
+        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
+        return state | dict(
+            params=optax.apply_updates(state["params"], updates),
+            optimizer=optimizer_state,
+            order=order,
+            step=(step + 1).astype(jnp.int32),
+            bad_step=bad.astype(jnp.int32),
+        )
+
+    return jax.lax.fori_loop(start, stop, body, state)
+
+
+@functools.partial(_over_replicas, batched=False)
+def _evaluate(experiment: Experiment, state):
+    x, y = _embed(state["params"], experiment, state["held_out"])
+    similarity = experiment.loss.similarity
+    temperature = _temperature(state["params"], experiment, state["step"])
+    measures = dataclasses.asdict(measure_gap(x, y, temperature=temperature, similarity=similarity))
+    loss = info_nce(x, y, temperature=temperature, similarity=similarity)
+    history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
+    return history, x, y, state["held_out"].labels
+
+
+def _loss(params, experiment: Experiment, batch: Batch, step):
+    x, y = _embed(params, experiment, batch)
+    loss = experiment.loss
+    temperature = _temperature(params, experiment, step)
+    return info_nce(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+
+
+def _temperature(params, experiment: Experiment, step):
+    temperature = experiment.loss.temperature
+    if isinstance(temperature, Learned):
+        return jnp.exp(-params["log_scale"])
+    return jnp.asarray(temperature(step) if callable(temperature) else temperature, experiment.dtype)
+
+
+def _embed(params, experiment: Experiment, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    embeddings = []
+    for name, encoder in _encoders(experiment):
+        tower = nnx.merge(_graph(encoder, _input_width(experiment, name), experiment.dtype), params[name])
+        rows = tower(_inputs(encoder, batch, name))
+        embeddings.append(normalize_rows(rows) if experiment.normalize else rows)
+    return embeddings[0], embeddings[1]
+
+
+def _encoders(experiment: Experiment):
+    return ("x", experiment.encoder_x), ("y", experiment.encoder_y)
+
+
+def _inputs(encoder, batch: Batch, name: str):
+    return batch.index if isinstance(encoder, Table) else getattr(batch, name)
+
+
+def _input_width(experiment: Experiment, name: str) -> int:
+    data = experiment.data
+    encoder = dict(_encoders(experiment))[name]
+    return data.num_pairs if isinstance(encoder, Table) else getattr(data, f"dim_{name}")
+
+
+def _build_towers(experiment: Experiment, keys):
+    towers, widths = [], []
+    for (name, encoder), key in zip(_encoders(experiment), keys, strict=True):
+        width = _input_width(experiment, name)
+        tower = encoder(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
+        other = jax.tree.leaves(nnx.state(tower, nnx.Not(nnx.Param)))
+        if other:
+            raise ValueError(
+                f"encoder_{name} builds a {type(tower).__name__} with state other than nnx.Param (batch statistics or "
+                "random streams); only parameters are trained, so remove those layers"
+            )
+        towers.append(tower)
+        is_table = isinstance(encoder, Table)
+        example = jnp.zeros((1,), int) if is_table else jnp.zeros((1, width), experiment.dtype)
+        widths.append(jax.eval_shape(tower, example).shape[-1])
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"encoder_x embeds in {widths[0]} dimensions and encoder_y in {widths[1]}; give both the same embed_dim"
+        )
+    return towers
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(encoder, width: int, dtype: str):
+    """The static half of a tower, found without computing anything."""
+    build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))  # noqa: E731
+    return nnx.split(nnx.eval_shape(build))[0]
+
+
+def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    return experiment.optimizer(experiment.learning_rate)
+
+
+def _stop_on_nan(bad_step, loss, step, describe):
+    bad = np.flatnonzero((bad_step >= 0) | ~np.isfinite(loss))
+    if bad.size:
+        replica = int(bad[0])
+        when = int(bad_step[replica]) if bad_step[replica] >= 0 else int(step)
+        raise FloatingPointError(
+            f"the loss became NaN or infinite at step {when} in {describe(replica)} ({bad.size} of {len(loss)} replicas "
+            "so far); lower the learning rate, raise the temperature, or use dtype='float64'"
+        )
