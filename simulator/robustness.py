@@ -56,8 +56,8 @@ class Estimate(NamedTuple):
     """A Monte-Carlo estimate over draws of the noise, with the queries fixed.
 
     mean: share of queries whose answer is the one without noise.
-    standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries);
-      NaN for a single draw.
+    standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries), and
+      at least one decision in all draws; NaN for a single draw.
     per_query: share of draws in which each query keeps its answer [n_queries].
     accuracy: mean over draws of the share of queries answered with their label; NaN without labels.
     clean_accuracy: the same without noise.
@@ -133,7 +133,8 @@ def measured_robustness(
         on=noise.on, num_draws=num_draws, scoring=scoring,
     )  # fmt: skip
     per_draw, per_query = np.asarray(kept, float), np.asarray(kept_by_query, float) / num_draws
-    spread = per_draw.std(ddof=1) / num_draws**0.5 if num_draws > 1 else np.nan
+    resolution = 1.0 / (num_draws * len(per_query))  # when no draw changes anything the sample spread of 0 is no error
+    spread = max(per_draw.std(ddof=1) / num_draws**0.5, resolution) if num_draws > 1 else np.nan
     accuracies = (np.nan, np.nan)
     if labels is not None:
         accuracies = (float(np.mean(right)), float(np.mean(np.asarray(clean) == labels)))
