@@ -6,6 +6,7 @@ These names are the public interface. `x` is the gallery modality (what is retri
 from simulator.claims import Check, Claim, Row
 from simulator.data import Digits, LatentPairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
+from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
 from simulator.losses import InfoNCE, Learned, info_nce, sigmoid_loss
 from simulator.postprocess import GapCloser, Index
@@ -35,6 +36,7 @@ __all__ = [
     "Table",
     "exact_robustness",
     "gap_vector",
+    "gradient_flow",
     "info_nce",
     "measure_gap",
     "measured_robustness",
