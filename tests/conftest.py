@@ -1,0 +1,32 @@
+"""Settings of every test: 64-bit, strict broadcasting, no display."""
+
+import os
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real embeddings; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("GAPSIM_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+    if not (folder / "clip_gallery.npy").exists():
+        pytest.skip(f"no real embeddings in {folder}; set GAPSIM_DATA to the folder that holds clip_gallery.npy")
+    return folder

@@ -1,0 +1,45 @@
+"""Every kind of check passes what is right, fails a near miss, and fails a prediction off by three tolerances."""
+
+import numpy as np
+import pytest
+
+from simulator.claims import Check, Row
+
+AT = np.array([1.0, 2.0, 4.0, 8.0])
+EXAMPLES = dict(
+    identity=(Check("identity", AT, AT * (1 + 1e-4), 1e-3), AT * 1.01),
+    count=(Check("count", np.zeros(3), np.zeros(3), 0.5), np.ones(3)),
+    monte_carlo=(Check("monte_carlo", AT, AT + 0.03, 4.0, np.full(4, 0.01)), AT + 0.08),
+    slope=(Check("slope", np.array(2.0), 3 * AT**2.05, 0.1, at=AT), np.array(1.0)),
+    monotone=(Check("monotone", np.ones(3), AT, 4.0, np.full(4, 0.01), AT), -np.ones(3)),
+    bound=(Check("bound", np.array(1.0), np.array([0.5, 0.9]), 0.0), np.array(0.8)),
+)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_check(kind):
+    check, near_miss = EXAMPLES[kind]
+    assert check.passes()
+    assert not Check(kind, near_miss, check.measured, check.tolerance, check.standard_error, check.at).passes()
+    assert not check.perturbed().passes()
+
+
+def test_nan_never_passes():
+    for kind, (check, _) in EXAMPLES.items():
+        broken = np.array(check.measured, float)
+        broken.flat[0] = np.nan
+        assert not Check(kind, check.predicted, broken, check.tolerance, check.standard_error, check.at).passes()
+
+
+def test_a_flat_line_is_no_trend():
+    assert not Check("monotone", np.ones(3), np.ones(4), 4.0, np.full(4, 0.01), AT).passes()
+
+
+def test_verdicts_follow_from_the_checks():
+    good, bad = EXAMPLES["identity"][0], Check("identity", AT, 2 * AT, 1e-3)
+    assert Row("r", good, bad, "c").verdict() == "holds"
+    assert Row("r", bad, bad, "c").verdict() == "refuted"
+    assert Row("r", good, bad, "c", outside=bad).verdict() == "holds if"
+    assert Row("r", good, bad, "c", outside=good).verdict() == "holds"
+    assert Row("r", good, bad, "c").control_rejected()
+    assert not Row("r", good, good, "c").control_rejected()

@@ -1,0 +1,117 @@
+"""The command `gapsim`, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+    x = rng.normal(size=(20, 6))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", x + 0.1 * rng.normal(size=(20, 6)) + 1.0)
+    return tmp_path
+
+
+def test_diagnose_prints_and_writes(files, capsys):
+    np.save(files / "labels.npy", np.arange(20))
+    assert main([
+        "diagnose", str(files / "x.npy"), str(files / "y.npy"), "--paired", "--labels", str(files / "labels.npy"),
+        "--temperature", "0.1", "--sigma", "0.1", "--json", str(files / "out.json"),
+    ]) == 0  # fmt: skip
+    assert "gap_norm" in capsys.readouterr().out
+    result = json.loads((files / "out.json").read_text())
+    assert result["gap_norm"] == pytest.approx(6**0.5, rel=0.05)
+    assert 0 < result["robustness_open"] <= 1
+
+
+def test_equal_row_counts_do_not_imply_a_pairing(files, capsys):
+    assert main(["diagnose", str(files / "x.npy"), str(files / "y.npy"), "--json", str(files / "out.json")]) == 0
+    assert json.loads((files / "out.json").read_text())["recall_at_1_yx"] is None
+
+
+def test_diagnose_clip(real_data, capsys, tmp_path):
+    arguments = ["diagnose", str(real_data / "clip_gallery.npy"), str(real_data / "clip_queries.npy"), "--paired"]
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert round(result["gap_norm"], 3) == 0.851
+    assert round(result["recall_at_1_yx"], 2) == 0.55
+    assert round(result["defect_ratio_x"], 1) == 3.4
+    assert round(result["defect_ratio_y"], 1) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "words"),
+    [
+        (lambda f: (f / "x.npy").unlink(), [], "does not exist"),
+        (lambda f: (f / "x.npy").write_bytes(b"\x93NUMPY\x01"), [], "not a readable"),
+        (lambda f: np.save(f / "x.npy", np.array([{}], object), allow_pickle=True), [], "not a readable"),
+        (lambda f: np.save(f / "x.npy", np.ones(6)), [], "shape"),
+        (lambda f: np.save(f / "x.npy", np.ones((0, 6))), [], "shape"),
+        (lambda f: np.save(f / "x.npy", np.ones((4, 5))), [], "dimensions"),
+        (lambda f: np.save(f / "x.npy", np.full((4, 6), np.nan)), [], "NaN"),
+        (lambda f: np.save(f / "x.npy", np.ones((4, 6))), ["--paired"], "pair"),
+        (lambda f: np.save(f / "x.npy", np.zeros((4, 6))), ["--normalize"], "no direction"),
+        (lambda f: None, ["--temperature", "-1"], "temperature is -1"),
+        (lambda f: None, ["--sigma", "0"], "sigma"),
+        (lambda f: (f / "l.txt").write_text("99 " * 20), ["--labels", "l.txt"], "label 99"),
+        (lambda f: (f / "l.txt").write_text("1 2"), ["--labels", "l.txt"], "labels have shape"),
+    ],
+)
+def test_bad_input_gives_one_clear_line(files, spoil, options, words, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    spoil(files)
+    assert main(["diagnose", "x.npy", "y.npy", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("gapsim: ")
+    assert error.count("\n") == 1
+
+
+def test_unknown_claim_field_and_empty_folder(tmp_path, capsys):
+    assert main(["verify", "C99"]) == 2
+    assert "there is no claim 'C99'" in capsys.readouterr().err
+    assert main(["figures", "--out", str(tmp_path)]) == 2
+    assert "no stored results" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--colour", "red"])
+    assert stop.value.code != 0
+
+
+def test_list_names_every_claim(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for words in ("C1", "gap_emergence", "C4", "robustness_monotone", "C5", "clean_invariance"):
+        assert words in out
+
+
+def test_figures_redraws_the_same_bytes(tmp_path):
+    from simulator.store import save_dataset
+    from tests.theorems.common import quick_measurement
+
+    save_dataset(quick_measurement("clean_invariance")[0], tmp_path / "clean_invariance.nc")
+    assert main(["figures", "C5", "--out", str(tmp_path)]) == 0
+    first = [(tmp_path / f"clean_invariance.{s}").read_bytes() for s in ("pdf", "png")]
+    assert main(["figures", "C5", "--out", str(tmp_path)]) == 0
+    assert first == [(tmp_path / f"clean_invariance.{s}").read_bytes() for s in ("pdf", "png")]
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"]])
+def test_help_imports_nothing_heavy(command):
+    """Neither JAX nor flax nor xarray: --help answers at once."""
+    script = (
+        "import sys; from experiments.__main__ import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'jax', 'flax', 'xarray', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout or not command

@@ -1,0 +1,74 @@
+"""Rules that keep the project one house."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import simulator as sim
+from experiments import _ledger
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*ROOT.glob("simulator/**/*.py"), *ROOT.glob("experiments/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_every_public_name_is_exported_and_explained():
+    assert len(sim.__all__) <= 32
+    for name in sim.__all__:
+        assert getattr(sim, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_predictions_never_call_what_they_predict():
+    forbidden = ("losses", "flow", "training", "sweep", "encoders", "geometry", "data")
+    for path in ROOT.glob("simulator/theory/*.py"):
+        used = imports(path)
+        assert not [u for u in used if any(u.startswith(f"simulator.{f}") for f in forbidden)], path
+        assert not any(word in path.read_text() for word in ("jax.grad", "value_and_grad", "jacfwd", "jacrev")), path
+
+
+def test_arrows_point_down():
+    order = [
+        "validation",
+        "losses",
+        "geometry",
+        "flow",
+        "data",
+        "encoders",
+        "robustness",
+        "postprocess",
+        "training",
+        "sweep",
+    ]
+    for level, name in enumerate(order):
+        used = imports(ROOT / "simulator" / f"{name}.py")
+        for higher in order[level + 1 :]:
+            assert f"simulator.{higher}" not in used, f"{name} imports {higher}"
+    for path in ROOT.glob("simulator/**/*.py"):
+        assert not any(u.startswith("experiments") for u in imports(path)), path
+
+
+def test_every_experiment_has_its_figure_test_and_verdicts():
+    for stem in _ledger.stems():
+        module = _ledger.load(stem)
+        assert (ROOT / "tests" / "theorems" / f"test_{stem}.py").exists()
+        for suffix in ("pdf", "png", "nc"):
+            assert (ROOT / "figures" / f"{stem}.{suffix}").exists(), f"figures/{stem}.{suffix}"
+        assert (ROOT / "figures" / f"{stem}.nc").stat().st_size < 1_000_000
+        assert set(module.CLAIM.expected) <= {"holds", "holds if", "refuted"}
+        assert module.CAPTION
+        assert isinstance(module.QUICK, module.Config)

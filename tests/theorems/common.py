@@ -1,0 +1,28 @@
+"""What every claim must survive, whatever it says."""
+
+import functools
+
+from experiments import _ledger
+from experiments._figures import save_figure
+from simulator.store import load_dataset, save_dataset
+
+
+@functools.cache
+def quick_measurement(stem: str):
+    """The QUICK measurement of a claim, taken once per test process."""
+    return _ledger.run(stem, quick=True, out=None, progress=False)
+
+
+def check_claim(stem: str, folder):
+    """Judge the QUICK measurement after a round trip through a file: expected verdicts; controls rejected; the same
+    measurement under a prediction moved by three tolerances (a trend: under shuffled labels) fails; a figure appears."""
+    data, seconds = quick_measurement(stem)
+    data = load_dataset(save_dataset(data, folder / f"{stem}.nc"))
+    module = _ledger.load(stem)
+    for row in _ledger.judge(stem, data, seconds):
+        assert _ledger.as_expected(row), row
+    for row in module.judge(data):
+        if row.verdict() != "refuted":
+            assert not row.test.perturbed().passes(), f"{row.name}: a prediction off by 3 tolerances still passes"
+    for path in save_figure(module.draw, data, folder / stem):
+        assert path.stat().st_size > 5_000

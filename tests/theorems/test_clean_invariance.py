@@ -1,0 +1,16 @@
+"""C5 and the exact controls of C6; the negative control of each row is judged in check_claim."""
+
+from tests.theorems.common import check_claim, quick_measurement
+
+
+def test_claim(tmp_path):
+    check_claim("clean_invariance", tmp_path)
+
+
+def test_controls_change_decisions_and_exact_noises_none():
+    data = quick_measurement("clean_invariance")[0]
+    moved = data.where(data.alpha != 0, drop=True).sel(gallery="random")
+    for control in ("independent", "orthogonal to g", "uncentred span"):
+        assert int(moved.changed.sel(noise=control).min()) > 0
+    for exact in ("queries", "shared", "orthogonal to g'", "centred span"):
+        assert int(data.changed.sel(noise=exact).max()) == 0

@@ -1,0 +1,11 @@
+"""C4 with N4 on top; the negative control of each row is judged in check_claim."""
+
+from tests.theorems.common import check_claim, quick_measurement
+
+
+def test_claim(tmp_path):
+    check_claim("robustness_monotone", tmp_path)
+
+
+def test_standard_errors_are_small_enough_for_the_figure():
+    assert float(quick_measurement("robustness_monotone")[0].standard_error.max()) < 0.01
