@@ -6,14 +6,15 @@ These names are the public interface. `x` is the gallery modality (what is retri
 from simulator.claims import Check, Claim, Row
 from simulator.data import Digits, LatentPairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
+from simulator.experiment import Experiment
 from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
 from simulator.losses import InfoNCE, Learned, info_nce, sigmoid_loss
 from simulator.postprocess import GapCloser, Index
-from simulator.robustness import Estimate, GaussianNoise, measured_robustness
+from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
 from simulator.sweep import sweep
 from simulator.theory.robustness import exact_robustness
-from simulator.training import Experiment, Run, train
+from simulator.training import Run, train
 
 __all__ = [
     "MLP",
@@ -31,6 +32,7 @@ __all__ = [
     "LatentPairs",
     "Learned",
     "Linear",
+    "Quantization",
     "Row",
     "Run",
     "Table",

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 
 from simulator.losses import Similarity, logits, normalize_rows, similarity_matrix
 from simulator.validation import require_number, require_paired, require_same_width
@@ -221,8 +222,9 @@ def _uniformity(rows):
     n = rows.shape[0]
     if n < 2:
         return jnp.full((), jnp.nan, rows.dtype)
-    kernel = jnp.exp(2.0 * jnp.minimum(similarity_matrix(rows, rows, "sqeuclidean"), 0.0))
-    return jnp.log((jnp.sum(kernel) - jnp.sum(jnp.diagonal(kernel))) / (n * (n - 1)))
+    exponents = 2.0 * jnp.minimum(similarity_matrix(rows, rows, "sqeuclidean"), 0.0)
+    # In log space and without the diagonal: far-apart rows would leave 0 after subtracting n ones.
+    return logsumexp(jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, exponents)) - jnp.log(n * (n - 1.0))
 
 
 def _relative_gap(x, y):

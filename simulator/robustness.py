@@ -24,6 +24,7 @@ from simulator.validation import (
 )
 
 Target = Literal["gallery", "queries", "both", "shared"]
+Range = Literal["fixed", "minmax", "per_dimension"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,12 +53,50 @@ class GaussianNoise:
                 require_rows(f"GaussianNoise.{name}", np.atleast_2d(getattr(self, name)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """Uniform quantisation of the gallery rows: every coordinate becomes the centre of its bin.
+
+    Q(x) = low + (i + ½) step, i = min(max(⌊(x − low)/step⌋, 0), bins − 1), step = (high − low)/bins: what lies outside
+    the range is clipped to the outermost centre, inside it the error is at most step/2. The rounding is deterministic
+    and the queries are left as they are.
+
+    Args:
+      bins: number of bins per coordinate, >= 2.
+      range: where low and high come from. "fixed": −1 and 1, whatever the gallery; "minmax": the smallest and largest
+        coordinate of the whole gallery, so that one outlier coordinate sets everybody's step; "per_dimension": the
+        smallest and largest value in each dimension, so that a shift of all rows changes no error. A range of length
+        0 is exact.
+    """
+
+    bins: int
+    _: dataclasses.KW_ONLY
+    range: Range = "fixed"
+
+    def __post_init__(self):
+        require_integer("Quantization.bins", self.bins, least=2)
+        require_one_of("Quantization.range", self.range, get_args(Range))
+
+    def __call__(self, rows) -> jax.Array:
+        """The quantised rows [K, d], in the precision of `rows`."""
+        require_rows("rows", rows)
+        rows = jnp.asarray(rows)
+        low, high = -jnp.ones_like(rows), jnp.ones_like(rows)
+        if self.range != "fixed":
+            axis = None if self.range == "minmax" else 0
+            low = jnp.broadcast_to(rows.min(axis=axis, keepdims=True), rows.shape)
+            high = jnp.broadcast_to(rows.max(axis=axis, keepdims=True), rows.shape)
+        step = (high - low) / self.bins
+        index = jnp.clip(jnp.floor((rows - low) / jnp.where(step > 0, step, 1.0)), 0, self.bins - 1)
+        return jnp.where(step > 0, low + (index + 0.5) * step, rows)
+
+
 class Estimate(NamedTuple):
     """A Monte-Carlo estimate over draws of the noise, with the queries fixed.
 
     mean: share of queries whose answer is the one without noise.
     standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries), and
-      at least one decision in all draws; NaN for a single draw.
+      at least one decision in all draws; NaN for a single draw, 0 for quantisation, which draws nothing.
     per_query: share of draws in which each query keeps its answer [n_queries].
     accuracy: mean over draws of the share of queries answered with their label; NaN without labels.
     clean_accuracy: the same without noise.
@@ -88,8 +127,8 @@ def nearest(gallery, queries, *, scoring: Similarity = "sqeuclidean", bias=None)
 
 
 def measured_robustness(
-    gallery, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array, scoring: Similarity = "sqeuclidean",
-    bias=None, labels=None,
+    gallery, queries, *, noise: GaussianNoise | Quantization, num_draws: int, key: jax.Array,
+    scoring: Similarity = "sqeuclidean", bias=None, labels=None,
 ) -> Estimate:  # fmt: skip
     """Share of queries whose answer survives noise on the embeddings, by Monte Carlo.
 
@@ -99,7 +138,7 @@ def measured_robustness(
     Args:
       gallery: [K, d] rows that are searched.
       queries: [n, d].
-      noise: GaussianNoise.
+      noise: GaussianNoise, or Quantization: deterministic, so it is evaluated once, whatever num_draws and key.
       num_draws: independent draws of the noise, >= 1.
       key: JAX random key.
       scoring: "sqeuclidean" (nearest row), "dot" or "cosine" (most similar row).
@@ -107,7 +146,8 @@ def measured_robustness(
       labels: [n] gallery row that is right for each query; None leaves the accuracies NaN.
 
     Returns:
-      Estimate, all shares between 0 and 1. Precision is that of the wider input (float32 unless JAX runs in 64-bit mode).
+      Estimate, all shares between 0 and 1. Precision is that of the wider input (float32 unless JAX runs in 64-bit
+      mode).
 
     Raises:
       ValueError: shapes that do not fit, NaN rows, labels that are not gallery rows, noise directions of another
@@ -124,9 +164,11 @@ def measured_robustness(
     gallery, queries = jnp.asarray(gallery, dtype), jnp.asarray(queries, dtype)
     if bias is not None:
         bias = _require_bias(bias, gallery.shape[0], dtype)
+    clean = nearest(gallery, queries, scoring=scoring, bias=bias)
+    if isinstance(noise, Quantization):
+        return _quantized_robustness(gallery, queries, noise, clean, scoring, bias, labels)
     projection = _noise_projection(noise, gallery.shape[1])
     projection = None if projection is None else jnp.asarray(projection, dtype)
-    clean = nearest(gallery, queries, scoring=scoring, bias=bias)
     target = -jnp.ones_like(clean) if labels is None else jnp.asarray(labels)
     kept_by_query, (kept, right) = _count(
         gallery, queries, clean, target, bias, projection, jnp.asarray(noise.sigma, dtype), key,
@@ -139,6 +181,14 @@ def measured_robustness(
     if labels is not None:
         accuracies = (float(np.mean(right)), float(np.mean(np.asarray(clean) == labels)))
     return Estimate(float(per_draw.mean()), float(spread), per_query, *accuracies)
+
+
+def _quantized_robustness(gallery, queries, noise: Quantization, clean, scoring, bias, labels) -> Estimate:
+    """The one evaluation that quantisation needs."""
+    clean, answer = np.asarray(clean), np.asarray(nearest(noise(gallery), queries, scoring=scoring, bias=bias))
+    kept = (answer == clean).astype(float)
+    accuracies = (np.nan, np.nan) if labels is None else (np.mean(answer == labels), np.mean(clean == labels))
+    return Estimate(float(kept.mean()), 0.0, kept, *map(float, accuracies))
 
 
 def changed_decisions(gallery, moved, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
 from simulator.store import describe_config, provenance
-from simulator.training import TRACED_FIELDS, Experiment, replace_field, train_replicas
+from simulator.training import train_replicas
 from simulator.validation import require_integer
 
 

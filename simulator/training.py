@@ -1,7 +1,7 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
 All replicas of one shape run in one compiled program, vmapped and spread over the devices that exist.
-The numbers that a sweep varies most (`TRACED_FIELDS`) are arguments of that program rather than
+The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
 constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,78 +19,11 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from simulator.data import Batch, Digits, LatentPairs, draw_pairs, draw_world, take
-from simulator.encoders import MLP, Cones, Table, place_in_cones
+from simulator.data import Batch, Digits, draw_pairs, draw_world, take
+from simulator.encoders import Table, place_in_cones
+from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import InfoNCE, Learned, info_nce, normalize_rows
-from simulator.validation import require_integer, require_number, require_one_of
-
-TRACED_FIELDS = (
-    "data.noise",
-    "data.cluster_spread",
-    "start.angle",
-    "start.tightness",
-    "loss.temperature",
-    "loss.temperature.initial",
-    "learning_rate",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Everything that defines a training run, but for the random key.
-
-    Args:
-      data: LatentPairs or Digits.
-      encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
-        (dim_in, *, rngs, dtype) -> nnx module.
-      start: Cones, or None for the start that the random towers have by themselves.
-      loss: InfoNCE with its temperature.
-      optimizer: learning rate -> optax transformation.
-      learning_rate: number > 0, or an optax schedule.
-      batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
-      steps: number of optimiser steps.
-      eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
-      eval_points: number of log-spaced steps at which measures are taken, step 0 and the last included.
-      normalize: whether both towers' rows are scaled to unit length.
-      dtype: "float32", or "float64" where JAX's 64-bit mode is on.
-    """
-
-    data: LatentPairs | Digits = LatentPairs()
-    encoder_x: Callable = MLP()
-    encoder_y: Callable = MLP()
-    start: Cones | None = Cones()
-    loss: InfoNCE = InfoNCE(temperature=0.01)
-    optimizer: Callable = optax.adam
-    learning_rate: float | Callable = 1e-3
-    batch_size: int = 256
-    steps: int = 4000
-    eval_pairs: int = 512
-    eval_points: int = 32
-    normalize: bool = True
-    dtype: Literal["float32", "float64"] = "float32"
-
-    def __post_init__(self):
-        if not callable(self.learning_rate):
-            require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
-        for field in ("batch_size", "eval_pairs", "eval_points"):
-            require_integer(f"Experiment.{field}", getattr(self, field), least=2)
-        require_integer("Experiment.steps", self.steps)
-        require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
-        num_pairs = self.data.num_pairs
-        if num_pairs is None and self._is_table:
-            raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
-        if num_pairs is not None and self.batch_size > num_pairs:
-            raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
-        if isinstance(self.data, Digits) and num_pairs + self.eval_pairs > self.data.total:
-            raise ValueError(
-                f"{num_pairs} training and {self.eval_pairs} held-out pairs are more than the {self.data.total} digits; "
-                "lower Digits.num_pairs or eval_pairs"
-            )
-
-    @property
-    def _is_table(self) -> bool:
-        return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+from simulator.losses import Learned, info_nce, normalize_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +94,7 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
-    template, fixed = _split_traced(experiment)
+    template, fixed = split_traced(experiment)
     count, devices = len(keys), jax.device_count()
     values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
     values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
@@ -189,39 +122,9 @@ def train_replicas(
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
-    """0 and at most points − 1 log-spaced whole numbers from 1 to `steps`."""
-    return np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, points - 1)).astype(int)]))
-
-
-def replace_field(config: Any, path: str, value: Any) -> Any:
-    """A copy of a nested frozen dataclass with the field at a dotted path replaced, or ValueError."""
-    name, _, rest = path.partition(".")
-    names = (
-        [field.name for field in dataclasses.fields(config) if field.init] if dataclasses.is_dataclass(config) else []
-    )
-    if name not in names:
-        raise ValueError(
-            f"{type(config).__name__} has no field {name!r}; it has {', '.join(n for n in names if n != '_') or 'none'}"
-        )
-    return dataclasses.replace(config, **{name: replace_field(getattr(config, name), rest, value) if rest else value})
-
-
-def _split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
-    """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
-    those numbers."""
-    numbers = {}
-    for path in TRACED_FIELDS:
-        value = experiment
-        for name in path.split("."):
-            value = getattr(value, name, None)
-        if isinstance(value, (int, float)):
-            numbers[path] = float(value)
-            experiment = replace_field(experiment, path, 1.0)
-    return experiment, numbers
-
-
-def _join_traced(template: Experiment, values: dict[str, Any]) -> Experiment:
-    return functools.reduce(lambda config, item: replace_field(config, *item), values.items(), template)
+    """0, `steps`, and log-spaced whole numbers between them: at most `points` in all."""
+    between = np.round(np.geomspace(1, steps, max(points - 1, 2))[:-1]).astype(int)
+    return np.unique(np.concatenate([[0], between[: points - 2], [steps]]))
 
 
 def _over_replicas(function, *, batched: bool):
@@ -236,7 +139,7 @@ def _over_replicas(function, *, batched: bool):
     def run(template, values, mapped, *shared):
         # The mesh has one axis and the replicas never talk, so every device runs the same program.
         mesh = jax.make_mesh((jax.device_count(),), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
-        one = lambda v, m, *s: function(_join_traced(template, v), m, *s)  # noqa: E731
+        one = lambda v, m, *s: function(join_traced(template, v), m, *s)  # noqa: E731
         if batched:
             many = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
         else:
@@ -261,7 +164,7 @@ def _initialise(experiment: Experiment, key):
     else:
         training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
         held_out = draw_pairs(data, world, experiment.eval_pairs, key=held_out_key)
-    if experiment._is_table:
+    if experiment.is_table:
         held_out = training
     towers = _build_towers(experiment, jax.random.split(tower_key))
     if experiment.start is not None:

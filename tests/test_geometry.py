@@ -47,11 +47,11 @@ def test_every_measure_equals_loops(rng, shape):
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 8, 300])
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 8, 100])
 def test_null_is_the_mean_over_random_directions(rng, dimensions):
     x = rng.normal(size=(40, dimensions)) * np.linspace(0.2, 2.0, dimensions) + 0.5
     y = rng.normal(size=(30, dimensions)) + 1.0
-    directions = rng.normal(size=(20_000, dimensions))
+    directions = rng.normal(size=(5_000, dimensions))
     directions *= np.linalg.norm(y.mean(0)) / np.linalg.norm(directions, axis=1, keepdims=True)
     found = sim.measure_gap(x, y, paired=False)
     for own, null, away in ((x, found.null_defect_ratio_x, directions),):

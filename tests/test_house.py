@@ -51,6 +51,7 @@ def test_arrows_point_down():
         "encoders",
         "robustness",
         "postprocess",
+        "experiment",
         "training",
         "sweep",
     ]

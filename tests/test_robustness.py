@@ -55,48 +55,55 @@ def test_measured_agrees_with_exact_over_many_seeds(arrays, rng, scoring, with_b
     assert 0.6 < scatter / (error * 32**0.5) < 1.5
 
 
-@pytest.mark.parametrize(("dimensions", "num_classes"), [(1, 3), (3, 5), (16, 4), (64, 30)])
-def test_exact_equals_high_precision_integral(rng, dimensions, num_classes):
-    gallery, query = rng.normal(size=(num_classes, dimensions)), rng.normal(size=(1, dimensions))
-    sigma = 0.7
-    noncentral = np.sum((gallery - query) ** 2, axis=1) / sigma**2
+def closed_form_integral(noncentral, dimensions):
+    """The K-class integral in 30 digits, from the elementary densities of one and three dimensions:
+    f_1(s; λ) = [φ(u − v) + φ(u + v)]/(2u), f_3 = [φ(u − v) − φ(u + v)]/(2v), F_3 = F_1 − 2 f_3, with u = √s, v = √λ."""
     best = int(np.argmin(noncentral))
+    with mpmath.workdps(30):
+        v = [mpmath.sqrt(mpmath.mpf(value)) for value in noncentral]
 
-    def density(s, l):  # noqa: E741
-        nu = mpmath.mpf(dimensions) / 2 - 1
-        return mpmath.exp(-(s + l) / 2) * (s / l) ** (nu / 2) * mpmath.besseli(nu, mpmath.sqrt(l * s)) / 2
+        def third(u, k):
+            return (mpmath.npdf(u - v[k]) - mpmath.npdf(u + v[k])) / (2 * v[k])
 
-    def survival(s, l):  # noqa: E741
-        half, total = mpmath.mpf(l) / 2, mpmath.mpf(0)
-        for j in range(int(l + 12 * l**0.5) + 40):
-            weight = mpmath.exp(-half + j * mpmath.log(half) - mpmath.loggamma(j + 1))
-            total += weight * mpmath.gammainc(mpmath.mpf(dimensions) / 2 + j, s / 2, mpmath.inf, regularized=True)
-        return total
+        def integrand(u):
+            first = mpmath.npdf(u - v[best]) + mpmath.npdf(u + v[best])
+            value = first if dimensions == 1 else 2 * u * third(u, best)
+            for k in set(range(len(v))) - {best}:
+                below = mpmath.ncdf(u - v[k]) - mpmath.ncdf(-u - v[k])
+                value *= 1 - (below if dimensions == 1 else below - 2 * third(u, k))
+            return value
 
-    if num_classes * dimensions > 100:  # the loops above take minutes; SciPy's functions on a fine grid instead
-        from scipy.stats import ncx2
+        return float(mpmath.quad(integrand, mpmath.linspace(0, v[best] + 12, 13)))
 
-        u = np.linspace(1e-6, np.sqrt(noncentral[best] + dimensions) + 12, 40_001)
-        values = 2 * u * ncx2.pdf(u**2, dimensions, noncentral[best])
-        for k in set(range(num_classes)) - {best}:
-            values = values * ncx2.sf(u**2, dimensions, noncentral[k])
-        expected = np.trapezoid(values, u)
-    else:
-        with mpmath.workdps(20):
-            integrand = lambda u: (
-                2
-                * u
-                * density(u * u, noncentral[best])
-                * mpmath.fprod(
-                    survival(u * u, noncentral[k]) for k in range(num_classes) if k != best
-                )
-            )
-            top = float(np.sqrt(noncentral[best] + dimensions)) + 9
-            expected = float(mpmath.quad(integrand, np.linspace(1e-9, top, 5).tolist(), maxdegree=4))
-    found = sim.exact_robustness(gallery, query, sigma=sigma)[0]
+
+def mixture_integral(noncentral, dimensions):
+    """The same from central chi-squared functions alone: a noncentral one is their Poisson mixture."""
+    from scipy.stats import chi2, poisson
+
+    best = int(np.argmin(noncentral))
+    u = np.linspace(1e-6, np.sqrt(noncentral[best] + dimensions) + 10, 1001)[:, None]
+
+    def mixed(function, value):
+        j = np.arange(int(value / 2 + 12 * value**0.5) + 40)
+        return function(u**2, dimensions + 2 * j[None, :]) @ poisson.pmf(j, value / 2)
+
+    values = 2 * u[:, 0] * mixed(chi2.pdf, noncentral[best])
+    for k in set(range(len(noncentral))) - {best}:
+        values = values * mixed(chi2.sf, noncentral[k])
+    return np.trapezoid(values, u[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "num_classes", "integral"),
+    [(1, 3, closed_form_integral), (3, 6, closed_form_integral), (16, 4, mixture_integral), (64, 12, mixture_integral)],
+)
+def test_exact_equals_an_independent_integral(rng, dimensions, num_classes, integral):
+    gallery, query = rng.normal(size=(num_classes, dimensions)), rng.normal(size=(1, dimensions))
+    expected = integral(np.sum((gallery - query) ** 2, axis=1) / 0.7**2, dimensions)
+    found = sim.exact_robustness(gallery, query, sigma=0.7)[0]
     assert abs(found - expected) < 1e-8
-    near_miss = sim.exact_robustness(np.pad(gallery, ((0, 0), (0, 1))), np.pad(query, ((0, 0), (0, 1))), sigma=sigma)[0]
-    assert abs(near_miss - expected) > 1e-6  # one dimension too many
+    control = sim.exact_robustness(np.pad(gallery, ((0, 0), (0, 1))), np.pad(query, ((0, 0), (0, 1))), sigma=0.7)[0]
+    assert abs(control - expected) > 1e-5  # one dimension too many
 
 
 def test_exact_dot_is_invariant_to_moving_the_gallery(arrays):
@@ -114,6 +121,17 @@ def test_exact_limits(arrays):
     np.testing.assert_allclose(sim.exact_robustness(gallery[:1], queries, sigma=1.0), 1.0, rtol=1e-12)
     same = np.ones((4, 6))
     np.testing.assert_allclose(sim.exact_robustness(same, np.zeros((2, 6)), sigma=0.5), 0.25, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 64, 512])
+def test_gaussian_limit_meets_the_integral(rng, dimensions):
+    """Where the limit takes over it agrees with the integral; control: noncentralities off by a thousandth do not."""
+    from simulator.theory.robustness import _stays_nearest, _stays_nearest_in_the_limit
+
+    noncentral, bias = 1e5 + np.array([0.0, 100.0, 400.0]), np.array([0.0, 50.0, -100.0])
+    exact = _stays_nearest(noncentral, bias, dimensions, 120)
+    assert abs(_stays_nearest_in_the_limit(noncentral, bias, dimensions, 120) - exact) < 2e-5
+    assert abs(_stays_nearest_in_the_limit(noncentral * 1.001, bias, dimensions, 120) - exact) > 4e-5
 
 
 def test_thousand_classes_in_many_dimensions(rng):

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 import simulator as sim
-from simulator.training import evaluation_steps, replace_field
+from simulator.experiment import replace_field
+from simulator.training import evaluation_steps
 
 SMALL = sim.Experiment(
     data=sim.LatentPairs(64, latent_dim=4, dim_x=6, dim_y=7),
@@ -42,8 +43,10 @@ def test_training_lowers_the_held_out_loss(key):
     assert float(run.history.loss[-1]) < 0.6 * float(run.history.loss[0])
 
 
-@pytest.mark.parametrize("encoder", [sim.MLP(64, embed_dim=8), sim.Linear(8), sim.MLP(16, depth=2, embed_dim=8)])
-@pytest.mark.parametrize("angle", [0.3, 1.57, 2.8])
+@pytest.mark.parametrize(
+    ("encoder", "angle"),
+    [(sim.MLP(64, embed_dim=8), 0.3), (sim.Linear(8), 1.57), (sim.MLP(16, depth=2, embed_dim=8), 2.8)],
+)
 def test_cones_have_their_angle_and_tightness(key, encoder, angle):
     cones = sim.Cones(angle, tightness=30.0)
     run = sim.train(small(encoder_x=encoder, encoder_y=encoder, start=cones, steps=1, eval_points=2), key=key)
@@ -116,17 +119,18 @@ def test_batches_of_an_epoch_are_a_partition(key):
 
 
 def test_nan_stops_with_step_and_replica(key):
-    with pytest.raises(FloatingPointError, match=r"at step \d+ in replica 3 \(learning_rate = .*, seed 1\)"):
+    with pytest.raises(FloatingPointError, match=r"at step \d+ in replica 2 \(learning_rate = .*, seed 0\)"):
         sim.sweep(small(optimizer=optax.sgd, normalize=False, loss=sim.InfoNCE(0.1, similarity="sqeuclidean")),
                   over={"learning_rate": [1e-5, 1e9]}, seeds=2, key=key)  # fmt: skip
 
 
-def test_evaluation_steps():
-    steps = evaluation_steps(4000, 32)
-    assert steps[0] == 0
-    assert steps[-1] == 4000
-    assert len(steps) <= 32
-    assert np.all(np.diff(steps) > 0)
+@pytest.mark.parametrize(("steps", "points"), [(4000, 32), (4, 2), (1, 2), (10, 3), (3, 50)])
+def test_evaluation_steps(steps, points):
+    found = evaluation_steps(steps, points)
+    assert found[0] == 0
+    assert found[-1] == steps
+    assert len(found) <= max(points, 2)
+    assert np.all(np.diff(found) > 0)
 
 
 def test_a_callable_encoder(key):

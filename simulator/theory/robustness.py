@@ -11,6 +11,7 @@ import numpy as np
 
 from simulator.validation import require_number, require_one_of, require_same_width
 
+LARGEST_NONCENTRALITY = 1e7
 LARGEST_Z = 8.5  # Φ(−8.5) = 1e-17: what lies beyond cannot be seen in float64
 
 
@@ -38,7 +39,8 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
       ValueError: shapes that do not fit, NaN rows, sigma <= 0, or scoring="cosine".
 
     Assumes: noise independent across rows, none on the queries or the bias.
-    Error: quadrature below 1e-9 (checked against mpmath and by doubling the nodes).
+    Error: quadrature below 1e-9 (checked against mpmath and by doubling the nodes); below 1e-7 for ‖x_k − y‖²/σ² > 1e7,
+      where a Gaussian limit takes over.
     Source: derived here: theory.md N4 (Euclid), N6 (dot).
     """
     require_same_width(gallery, queries)
@@ -56,10 +58,8 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
         ])  # fmt: skip
     dimensions, num_nodes = gallery.shape[1], num_nodes_for(len(gallery))
     # (x − y)² summed directly: expanding the square would lose digits for tight clusters.
-    return np.array([
-        _stays_nearest(np.sum((gallery - query[None, :]) ** 2, axis=1) / sigma**2, bias / sigma**2, dimensions, num_nodes)
-        for query in queries
-    ])  # fmt: skip
+    squares = (np.sum((gallery - query[None, :]) ** 2, axis=1) for query in queries)
+    return np.array([_stays_nearest(s / sigma**2, bias / sigma**2, dimensions, num_nodes) for s in squares])
 
 
 def gaussian_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +100,8 @@ def _stays_nearest(noncentralities: np.ndarray, bias: np.ndarray, dimensions: in
     from scipy.stats import ncx2
 
     best = int(np.argmin(noncentralities + bias))
+    if noncentralities[best] > LARGEST_NONCENTRALITY:
+        return _stays_nearest_in_the_limit(noncentralities, bias, dimensions, num_nodes)
     nodes, weights = _legendre(num_nodes)
     centre = np.sqrt(noncentralities[best] + dimensions)
     reach = LARGEST_Z * np.sqrt(noncentralities[best] + dimensions / 2) / centre
@@ -114,6 +116,22 @@ def _stays_nearest(noncentralities: np.ndarray, bias: np.ndarray, dimensions: in
     else:
         log_survival = _log_survival_many(s, dimensions, others)
     return float(np.clip(weights @ np.exp(log_survival.sum(axis=1)), 0.0, 1.0))
+
+
+def _stays_nearest_in_the_limit(noncentralities, bias, dimensions, num_nodes) -> float:
+    """The same for λ > 1e7, where SciPy's series no longer converge: √χ²_d(λ) is Gaussian with mean
+    √λ + (d − 1)/(2√λ) and variance 1 − (d − 1)/(2λ), up to terms of order d/λ^{3/2} (below 1e-7 for d ≤ 1,024)."""
+    from scipy.special import log_ndtr
+
+    mean = np.sqrt(noncentralities) + (dimensions - 1) / (2 * np.sqrt(noncentralities))
+    spread = np.sqrt(1 - (dimensions - 1) / (2 * noncentralities))
+    best = int(np.argmin(noncentralities + bias))
+    z, weights = gaussian_nodes(num_nodes)
+    u = mean[best] + spread[best] * z
+    others = np.arange(len(mean)) != best
+    threshold = np.sqrt(np.maximum(u[:, None] ** 2 + (bias[best] - bias[others])[None, :], 0.0))
+    margins = (mean[others][None, :] - threshold) / spread[others][None, :]
+    return float(np.clip(weights @ np.exp(log_ndtr(margins).sum(axis=1)), 0.0, 1.0))
 
 
 def _log_survival(s, dimensions, noncentrality):
@@ -152,5 +170,73 @@ def _log_survival_many(s: np.ndarray, dimensions: int, noncentralities: np.ndarr
     points = np.cos(np.pi * (np.arange(degree) + 0.5) / degree)
     values = _log_survival(s[:, None], dimensions, ((first + (last - first) * (points[None, :] + 1) / 2) ** 2))
     coefficients = np.linalg.solve(chebyshev.chebvander(points, degree - 1), values.T)
-    where = 2 * (v - first) / (last - first) - 1
+    where = 2 * (v - first) / ((last - first) or 1.0) - 1  # all at one distance: any point of the constant will do
     return np.minimum(chebyshev.chebvander(where, degree - 1) @ coefficients, 0.0).T
+
+
+def two_class_robustness(nearest, other, *, sigma: float, dimensions) -> np.ndarray:
+    """Probability that the nearer of two gallery rows stays the nearer one, in the limit of many dimensions.
+
+    P ≈ Φ( Δ/(2σ√(r₁² + r₂² + dσ²)) ),   Δ = r₂² − r₁².
+    The difference of the two noisy squared distances, Δ + 2σ(r₂z₂ − r₁z₁) + ‖e₂‖² − ‖e₁‖², has mean Δ and
+    variance 4σ²(r₁² + r₂²) + 4dσ⁴; it is a sum over d coordinates, so nearly normal.
+
+    Args:
+      nearest: r₁, distance of the query to the nearer row; any shape.
+      other: r₂ >= r₁, distance to the other row; broadcasts with `nearest`.
+      sigma: standard deviation of the noise per coordinate, > 0.
+      dimensions: d, a number or an array that broadcasts with the distances.
+
+    Returns:
+      P, in the broadcast shape, float64.
+
+    Raises:
+      ValueError: distances that are negative or in the wrong order, fewer than one dimension, sigma <= 0.
+
+    Assumes: independent N(0, σ²) noise on every coordinate of both rows.
+    Error: O(1/(d + λ₁ + λ₂)), λ_k = r_k²/σ²; its leading term is `two_class_error`.
+    Source: derived here: theory.md N4.
+    """
+    from scipy.special import ndtr
+
+    return ndtr(_two_class_terms(nearest, other, sigma, dimensions)[0])
+
+
+def two_class_error(nearest, other, *, sigma: float, dimensions, skewness: bool = True) -> np.ndarray:
+    """Leading error of `two_class_robustness`: exact value minus normal approximation.
+
+    w φ(w) [ (w² − 1)/N + (3 − w²)(d + 2λ̄)/(4N²) ],   λ̄ = λ₁ + λ₂, N = d + λ̄, w the argument of Φ.
+    Cumulants of χ²_d(λ₂) − χ²_d(λ₁): κ₂ = 4N, κ₃ = 24(λ₂ − λ₁), κ₄ = 96(d + 2λ̄), and λ₂ − λ₁ = 2w√N, so the skewness
+    is κ₃/κ₂^{3/2} = 6w/N, of the same order as the excess kurtosis 6(d + 2λ̄)/N². Edgeworth's expansion of P[· > 0],
+    Φ(w) + φ(w)[skewness (w² − 1)/6 − kurtosis (w³ − 3w)/24], gives the above. At fixed λ̄/d and w it falls as 1/d.
+
+    Args:
+      nearest, other, sigma, dimensions: as in `two_class_robustness`.
+      skewness: False drops the first term; a near miss, for controls.
+
+    Returns:
+      The error, in the broadcast shape, float64.
+
+    Raises:
+      ValueError: as `two_class_robustness`.
+
+    Assumes: as `two_class_robustness`.
+    Error: O(1/N²).
+    Source: derived here.
+    """
+    w, size, kurtosis = _two_class_terms(nearest, other, sigma, dimensions)
+    density = np.exp(-0.5 * w**2) / np.sqrt(2 * np.pi)
+    first = (w**2 - 1) / size if skewness else 0.0
+    return w * density * (first + (3 - w**2) * kurtosis / 24)
+
+
+def _two_class_terms(nearest, other, sigma, dimensions):
+    """w, N = d + λ₁ + λ₂ and the excess kurtosis 6(d + 2λ₁ + 2λ₂)/N²."""
+    require_number("sigma", sigma, above=0.0)
+    nearest, other, dimensions = (np.asarray(a, float) for a in (nearest, other, dimensions))
+    if not (np.all(nearest >= 0) and np.all(other >= nearest) and np.all(dimensions >= 1)):
+        raise ValueError("the distances must satisfy 0 <= nearest <= other, in at least one dimension; swap the rows")
+    total = (nearest**2 + other**2) / sigma**2
+    size = dimensions + total
+    w = (other - nearest) * (other + nearest) / sigma**2 / (2 * np.sqrt(size))
+    return w, size, 6 * (dimensions + 2 * total) / size**2

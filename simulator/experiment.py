@@ -1,0 +1,115 @@
+"""The definition of an experiment, and how its fields are varied."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import optax
+
+from simulator.data import Digits, LatentPairs
+from simulator.encoders import MLP, Cones, Table
+from simulator.losses import InfoNCE
+from simulator.validation import require_integer, require_number, require_one_of
+
+TRACED_FIELDS = (
+    "data.noise",
+    "data.cluster_spread",
+    "start.angle",
+    "start.tightness",
+    "loss.temperature",
+    "loss.temperature.initial",
+    "learning_rate",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that defines a training run, but for the random key.
+
+    Args:
+      data: LatentPairs or Digits.
+      encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
+        (dim_in, *, rngs, dtype) -> nnx module.
+      start: Cones, or None for the start that the random towers have by themselves.
+      loss: InfoNCE with its temperature.
+      optimizer: learning rate -> optax transformation.
+      learning_rate: number > 0, or an optax schedule.
+      batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
+      steps: number of optimiser steps.
+      eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
+      eval_points: number of log-spaced steps at which measures are taken, step 0 and the last included.
+      normalize: whether both towers' rows are scaled to unit length.
+      dtype: "float32", or "float64" where JAX's 64-bit mode is on.
+    """
+
+    data: LatentPairs | Digits = LatentPairs()
+    encoder_x: Callable = MLP()
+    encoder_y: Callable = MLP()
+    start: Cones | None = Cones()
+    loss: InfoNCE = InfoNCE(temperature=0.01)
+    optimizer: Callable = optax.adam
+    learning_rate: float | Callable = 1e-3
+    batch_size: int = 256
+    steps: int = 4000
+    eval_pairs: int = 512
+    eval_points: int = 32
+    normalize: bool = True
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        if not callable(self.learning_rate):
+            require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
+        for field in ("batch_size", "eval_pairs", "eval_points"):
+            require_integer(f"Experiment.{field}", getattr(self, field), least=2)
+        require_integer("Experiment.steps", self.steps)
+        require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
+        num_pairs = self.data.num_pairs
+        if num_pairs is None and self.is_table:
+            raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
+        if num_pairs is not None and self.batch_size > num_pairs:
+            raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
+        if isinstance(self.data, Digits) and num_pairs + self.eval_pairs > self.data.total:
+            raise ValueError(
+                f"{num_pairs} training and {self.eval_pairs} held-out pairs are more than the {self.data.total} digits; "
+                "lower Digits.num_pairs or eval_pairs"
+            )
+
+    @property
+    def is_table(self) -> bool:
+        """Whether a tower is a Table, which is measured on its own rows."""
+        return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+
+
+def replace_field(config: Any, path: str, value: Any) -> Any:
+    """A copy of a nested frozen dataclass with the field at a dotted path replaced, or ValueError."""
+    name, _, rest = path.partition(".")
+    names = (
+        [field.name for field in dataclasses.fields(config) if field.init] if dataclasses.is_dataclass(config) else []
+    )
+    if name not in names:
+        raise ValueError(
+            f"{type(config).__name__} has no field {name!r}; it has {', '.join(n for n in names if n != '_') or 'none'}"
+        )
+    return dataclasses.replace(config, **{name: replace_field(getattr(config, name), rest, value) if rest else value})
+
+
+def split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
+    """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
+    those numbers."""
+    numbers = {}
+    for path in TRACED_FIELDS:
+        value = experiment
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        if isinstance(value, (int, float)):
+            numbers[path] = float(value)
+            experiment = replace_field(experiment, path, 1.0)
+    return experiment, numbers
+
+
+def join_traced(template: Experiment, values: dict[str, Any]) -> Experiment:
+    """The experiment with the given values at their dotted paths, the inverse of `split_traced`."""
+    return functools.reduce(lambda config, item: replace_field(config, *item), values.items(), template)
