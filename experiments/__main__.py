@@ -112,10 +112,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _use_all_cores():
-    """One XLA device per core; only possible before JAX computes anything."""
+    """One XLA device per core; only possible before JAX computes anything in this process."""
+    import contextlib
+
     import jax
 
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def _run(command: Run) -> int:
