@@ -30,7 +30,7 @@ def test_history_has_every_measure_and_the_gap_vector(key):
     run = sim.train(SMALL, key=key)
     names = {field.name for field in dataclasses.fields(sim.GapMeasures)} | {"loss", "temperature", "gap"}
     assert set(run.history.data_vars) == names
-    assert list(run.history.step.values)[0] == 0
+    assert int(run.history.step[0]) == 0
     assert int(run.history.step[-1]) == 30
     np.testing.assert_allclose(run.history.gap[-1], np.mean(run.y, 0) - np.mean(run.x, 0), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(run.x, axis=1), 1.0, rtol=1e-5)
