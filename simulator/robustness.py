@@ -80,15 +80,20 @@ class Quantization:
     def __call__(self, rows) -> jax.Array:
         """The quantised rows [K, d], in the precision of `rows`."""
         require_rows("rows", rows)
-        rows = jnp.asarray(rows)
-        low, high = -jnp.ones_like(rows), jnp.ones_like(rows)
-        if self.range != "fixed":
-            axis = None if self.range == "minmax" else 0
-            low = jnp.broadcast_to(rows.min(axis=axis, keepdims=True), rows.shape)
-            high = jnp.broadcast_to(rows.max(axis=axis, keepdims=True), rows.shape)
-        step = (high - low) / self.bins
-        index = jnp.clip(jnp.floor((rows - low) / jnp.where(step > 0, step, 1.0)), 0, self.bins - 1)
-        return jnp.where(step > 0, low + (index + 0.5) * step, rows)
+        rows = jnp.asarray(rows, jnp.result_type(rows, jnp.float32))
+        return _quantize(rows, jnp.asarray(self.bins, rows.dtype), range=self.range)
+
+
+@functools.partial(jax.jit, static_argnames=("range",))
+def _quantize(rows, bins, *, range):
+    low, high = -jnp.ones_like(rows), jnp.ones_like(rows)
+    if range != "fixed":
+        axis = None if range == "minmax" else 0
+        low = jnp.broadcast_to(rows.min(axis=axis, keepdims=True), rows.shape)
+        high = jnp.broadcast_to(rows.max(axis=axis, keepdims=True), rows.shape)
+    step = (high - low) / bins
+    index = jnp.clip(jnp.floor((rows - low) / jnp.where(step > 0, step, 1.0)), 0, bins - 1)
+    return jnp.where(step > 0, low + (index + 0.5) * step, rows)
 
 
 class Estimate(NamedTuple):
