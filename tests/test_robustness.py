@@ -264,15 +264,12 @@ def test_bad_noise_and_bad_exact(arrays):
 
 
 def test_many_rows_at_one_distance(rng):
-    """The interpolation over distances has nothing to interpolate there: 1 answer and 60 rivals all equally far."""
-    from simulator.theory.robustness import _stays_nearest
-
-    query = np.zeros((1, 6))
-    rivals = rng.normal(size=(60, 6))
-    gallery = np.concatenate([0.5 * np.eye(1, 6), rivals / np.linalg.norm(rivals, axis=1, keepdims=True)])
-    found = sim.exact_robustness(gallery, query, sigma=0.3)[0]
+    """The interpolation over distances has nothing to interpolate there: 60 rivals at exactly the same distance."""
+    query, unit = np.zeros((1, 30)), np.eye(30)
+    gallery = np.concatenate([0.5 * unit[:1], unit, -unit])
+    found = sim.exact_robustness(gallery, query, sigma=0.2)[0]
     slightly_apart = gallery * np.concatenate([[1.0], 1 + 1e-9 * rng.normal(size=60)])[:, None]
-    assert abs(found - sim.exact_robustness(slightly_apart, query, sigma=0.3)[0]) < 1e-7
-    finer = _stays_nearest(np.sum(gallery**2, axis=1) / 0.09, np.zeros(61), 6, 400)
-    assert abs(found - finer) < 1e-9
+    assert abs(found - sim.exact_robustness(slightly_apart, query, sigma=0.2)[0]) < 1e-7
+    control = sim.exact_robustness(gallery[:-1], query, sigma=0.2)[0]  # one rival fewer
+    assert control - found > 1e-4
     assert 0.01 < found < 0.99
