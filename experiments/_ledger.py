@@ -102,7 +102,7 @@ def _at_worst(check) -> tuple[float, float]:
         return float(predicted[0]), float(np.polyfit(np.log(check.at), np.log(measured), 1)[0])
     if check.kind == "monotone":
         return float(predicted[0]), float(measured[-1] - measured[0])
-    difference = measured - predicted if check.kind == "bound" else np.abs(measured - predicted)
+    difference = np.abs(measured - predicted)
     if check.kind == "monte_carlo":
         difference = difference / np.asarray(check.standard_error)
     worst = np.unravel_index(np.argmax(difference), difference.shape)

@@ -152,15 +152,14 @@ def judge(data) -> list[sim.Row]:
     """Clean decisions, four kinds of noise, re-normalisation, the flip bound."""
 
     def none(values):
-        return sim.Check("count", np.zeros(values.shape), values.values, 0.5)
+        return sim.Check("absolute", np.zeros(values.shape), values.values, 0.5)
 
     def noisy(kind):
         return none(data.changed.sel(noise=kind))
 
     def bound(norm):
-        return sim.Check(
-            "bound", np.zeros(data.sizes["flip"]), (data.flip_score_gap - norm * data.flip_norm_gap).values, 1e-12
-        )
+        violation = np.maximum(data.flip_score_gap - norm * data.flip_norm_gap, 0.0)
+        return sim.Check("absolute", np.zeros(data.sizes["flip"]), violation.values, 1e-12)
 
     near_misses = {
         "queries": "independent",
@@ -210,7 +209,7 @@ def draw(data):
         )
     left.set_yscale("symlog", linthresh=1)
     left.set(xlabel="closing α", ylabel="decisions changed", ylim=(-0.5, None))
-    left.legend(ncols=2, loc="center", bbox_to_anchor=(0.5, 0.4))
+    left.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     norm = float(data.attrs["query_norm"])
     right.scatter(data.flip_norm_gap, data.flip_score_gap, s=3, color=_figures.CONTROL, label="‖y‖ dropped")
     right.scatter(
@@ -218,6 +217,6 @@ def draw(data):
     )
     top = float((norm * data.flip_norm_gap).max())
     right.plot([0, top], [0, top], color="black", linewidth=0.8)
-    right.set(xlabel="bound ‖y‖ |n_j − n_k|", ylabel="s_j − s_k of each flip")
+    right.set(xlabel="bound $‖y‖\\,|n_j - n_k|$", ylabel="$s_j - s_k$ of each flip")
     right.legend()
     return figure

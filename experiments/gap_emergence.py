@@ -123,7 +123,7 @@ def judge(data) -> list[sim.Row]:
     wide, closed = float(data.angle.max()), float(data.angle.min())
 
     def upper(values):
-        """Mean over seeds plus 4 standard errors: what a bound must hold for."""
+        """Mean over seeds plus 4 standard errors: what must lie within the tolerance."""
         values = values.values
         return values.mean() + 4 * values.std(ddof=1) / values.size**0.5
 
@@ -131,12 +131,12 @@ def judge(data) -> list[sim.Row]:
         return dataset.sel(temperature=temperature, angle=angle)
 
     def inseparable(temperature, angle):
-        return sim.Check("bound", 0.05, upper(1 - at(final, temperature, angle).separability), 0.0)
+        return sim.Check("absolute", 0.0, upper(1 - at(final, temperature, angle).separability), 0.05)
 
     def compressed(temperature, angle, ratio="defect_ratio"):
         here = at(final, temperature, angle)
         worst = max(upper(here[f"{ratio}_{m}"] / here[f"null_defect_ratio_{m}"]) for m in "xy")
-        return sim.Check("bound", 0.15 if source == "synthetic" else 0.6, worst, 0.0)
+        return sim.Check("absolute", 0.0, worst, 0.15 if source == "synthetic" else 0.6)
 
     def shrunk(when, limit, value):
         """Variance against its start, at the end or at its lowest."""
@@ -145,7 +145,7 @@ def judge(data) -> list[sim.Row]:
             values = value(at(data.sel(data=source), cold, wide), m)
             values = values / values.isel(step=0)
             ratios.append(upper(values.isel(step=-1) if when == "end" else values.min("step")))
-        return sim.Check("bound", limit, max(ratios), 0.0)
+        return sim.Check("absolute", 0.0, max(ratios), limit)
 
     def along(here, m):
         return here[f"variance_along_gap_{m}"]
@@ -155,7 +155,7 @@ def judge(data) -> list[sim.Row]:
 
     def closes(temperature):
         ratio = at(final, temperature, wide).gap_norm / at(first, temperature, wide).gap_norm
-        return sim.Check("bound", 0.2, upper(ratio), 0.0)
+        return sim.Check("absolute", 0.0, upper(ratio), 0.2)
 
     condition = f"the temperature is small: at τ = {hot:g} it fails"
     return [

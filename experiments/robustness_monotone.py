@@ -120,7 +120,7 @@ def judge(data) -> list[sim.Row]:
         return max(checks, key=lambda check: check.error())
 
     def unchanged(counts):
-        return sim.Check("count", np.zeros(counts.shape), counts.values, 0.5)
+        return sim.Check("absolute", np.zeros(counts.shape), counts.values, 0.5)
 
     return [
         sim.Row(

@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["identity", "count", "monte_carlo", "slope", "monotone", "bound"]
+from simulator.validation import require_number
+
+Kind = Literal["identity", "absolute", "monte_carlo", "slope", "monotone"]
 Verdict = Literal["holds", "holds if", "refuted"]
 
 
@@ -38,12 +40,12 @@ class Check:
 
     kind: which error is taken, and so the unit of `tolerance`:
       identity     max |measured − predicted| / max |predicted|; relative.
-      count        max |measured − predicted|; absolute, for whole numbers.
+      absolute     max |measured − predicted|; in the unit of the measurement. Counts (tolerance ½); limits that must be
+                   reached within a stated distance; one-sided statements, as their violation max(0, ·), predicted 0.
       monte_carlo  max |measured − predicted| / standard_error; in standard errors.
       slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
       monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between neighbours
                    (in `standard_error`s); `predicted` is +1 or −1 per step. Fails also when all values agree within it.
-      bound        max (measured − predicted), a measurement that must stay below its bound; absolute.
     predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
       of the steps [m − 1], and the values [m]).
     standard_error: like `measured`, for monte_carlo and monotone.
@@ -57,15 +59,16 @@ class Check:
     standard_error: np.ndarray | None = None
     at: np.ndarray | None = None
 
+    def __post_init__(self):
+        require_number("Check.tolerance", self.tolerance, above=0.0)
+
     def error(self) -> float:
         """How far apart the two are, in the unit of the tolerance; NaN counts as infinitely far."""
         predicted, measured = np.asarray(self.predicted, float), np.asarray(self.measured, float)
         if self.kind == "identity":
             error = np.max(np.abs(measured - predicted)) / np.max(np.abs(predicted))
-        elif self.kind == "count":
+        elif self.kind == "absolute":
             error = np.max(np.abs(measured - predicted))
-        elif self.kind == "bound":
-            error = np.max(measured - predicted)
         elif self.kind == "monte_carlo":
             error = np.max(np.abs(measured - predicted) / np.asarray(self.standard_error, float))
         elif self.kind == "slope":
@@ -98,9 +101,6 @@ class Check:
         if self.kind == "monotone":
             shuffled = np.random.default_rng(0).permutation(np.asarray(self.at))
             return dataclasses.replace(self, at=shuffled)
-        if self.kind == "bound":
-            slack = np.max(predicted - np.asarray(self.measured, float))
-            return dataclasses.replace(self, predicted=predicted - abs(slack) - times * max(self.tolerance, 1e-12))
         return dataclasses.replace(self, predicted=predicted + times * self.tolerance)
 
 

@@ -8,11 +8,10 @@ from simulator.claims import Check, Row
 AT = np.array([1.0, 2.0, 4.0, 8.0])
 EXAMPLES = dict(
     identity=(Check("identity", AT, AT * (1 + 1e-4), 1e-3), AT * 1.01),
-    count=(Check("count", np.zeros(3), np.zeros(3), 0.5), np.ones(3)),
+    absolute=(Check("absolute", np.zeros(3), np.zeros(3), 0.5), np.ones(3)),
     monte_carlo=(Check("monte_carlo", AT, AT + 0.03, 4.0, np.full(4, 0.01)), AT + 0.08),
     slope=(Check("slope", np.array(2.0), 3 * AT**2.05, 0.1, at=AT), np.array(1.0)),
     monotone=(Check("monotone", np.ones(3), AT, 4.0, np.full(4, 0.01), AT), -np.ones(3)),
-    bound=(Check("bound", np.array(1.0), np.array([0.5, 0.9]), 0.0), np.array(0.8)),
 )
 
 

@@ -1,0 +1,294 @@
+"""N3: with the gap held open, what varies along it is a Sinkhorn potential of what varies across it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import simulator as sim
+from experiments import _figures
+from simulator.losses import logits
+from simulator.theory import potentials
+
+CLAIM = sim.Claim(
+    id="N3",
+    title="The gap is a Sinkhorn potential",
+    statement=(
+        "Where the loss is stationary with the gap G held, ψ_i = −2Gβ_i/τ and φ_k = +2Gα_k/τ are, as τ/G² → 0, the "
+        "Sinkhorn potentials of the orthogonal kernel with the pairing's marginals; so the variance left along the gap "
+        "falls as 1/G², and vanishes only in the limit."
+    ),
+    source="derived here: theory.md N3 (first order), simulator.theory.potentials (second order)",
+    assumes="squared-Euclidean logits, a soft pairing, G held, a regulariser of the orthogonal parts only, τ/G² small",
+    expected=("holds if", "holds", "holds", "holds", "holds", "holds"),
+)
+CAPTION = (
+    "Stationary points of the loss plus a ridge across the gap, float64, nothing fitted. Left: coordinates along the "
+    "gap against the potentials of an independent Sinkhorn iteration; grey: the near miss G/τ in place of 2G/τ. "
+    "Middle: relative error of the residuals against G; lines: slopes −2 and −4; grey: second order without the change "
+    "of lever arm. Right: standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. "
+    "Bars: range over seeds."
+)
+SHOWN, TESTED, ACROSS = 4.0, 16.0, 1.0  # G at which potentials are compared, where τ/G² is tiny, and where it is not
+ASYMPTOTIC = 4.0  # slopes are fitted from this G on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Random soft pairings; `gaps` must contain 1, 4 and 16. Only G/√τ and ridge·τ matter, the rest is a unit."""
+
+    gaps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    temperature: float = 0.2
+    num_pairs: int = 20
+    orthogonal_dim: int = 3
+    ridge: float = 0.05
+    seeds: int = 8
+    seed: int = 0
+
+
+QUICK = Config(seeds=3, num_pairs=12)
+
+
+def soft_pairing(num_pairs: int, latent_dim: int, rng: np.random.Generator) -> np.ndarray:
+    """A positive pairing [n, n] of total 1: planted neighbours, log-normal marginals, and some noise that no kernel of
+    distances can follow."""
+    x = rng.normal(size=(num_pairs, latent_dim))
+    y = x + 0.5 * rng.normal(size=(num_pairs, latent_dim))
+    log_weight = -0.5 * np.sum((x[:, None, :] - y[None, :, :]) ** 2, axis=2)
+    log_weight += 0.5 * (rng.normal(size=(num_pairs, 1)) + rng.normal(size=(1, num_pairs)))
+    log_weight += 0.3 * rng.normal(size=(num_pairs, num_pairs))
+    weight = np.exp(log_weight)
+    return weight / weight.sum()
+
+
+def embeddings(coordinates, gap_norm, temperature):
+    """(x, y), [n, 1 + d] each, from free coordinates [2, n, 1 + d]. The first one, along the gap, is centred, so G is
+    held exactly; its unit is τ/(2G), which keeps the problem well conditioned at any G."""
+    along = coordinates[..., 0] * temperature / (2 * gap_norm)
+    along = along - along.mean(axis=1, keepdims=True) + jnp.stack([0.0 * gap_norm, gap_norm])[:, None]
+    rows = jnp.concatenate([along[..., None], coordinates[..., 1:]], axis=2)
+    return rows[0], rows[1]
+
+
+def objective(flat, pairing, gap_norm, temperature, ridge):
+    """L + R: the contrastive loss and a ridge on the coordinates across the gap."""
+    coordinates = flat.reshape(2, len(pairing), -1)
+    x, y = embeddings(coordinates, gap_norm, temperature)
+    loss = sim.info_nce(x, y, temperature=temperature, similarity="sqeuclidean", pairing=pairing)
+    return loss + ridge * jnp.sum(coordinates[..., 1:] ** 2) / len(pairing)
+
+
+_value_and_gradient = jax.jit(jax.value_and_grad(objective))
+_hessian = jax.jit(jax.hessian(objective))
+
+
+def stationary_points(start, pairing, gaps, temperature: float, ridge: float) -> list[np.ndarray]:
+    """A stationary point of L + R for each G, [len(gaps), 2, n, 1 + d]: L-BFGS at the first G, damped Newton from
+    there on.
+
+    Raises RuntimeError where the gradient does not vanish: nothing may be judged there.
+    """
+    from scipy.optimize import minimize
+
+    def evaluate(flat, gap):
+        value, gradient = _value_and_gradient(flat, pairing, float(gap), temperature, ridge)
+        return float(value), np.asarray(gradient)
+
+    options = dict(maxiter=3000, gtol=1e-4, ftol=1e-14)
+    flat = start.reshape(-1)
+    flat = minimize(evaluate, flat, args=(gaps[0],), jac=True, method="L-BFGS-B", options=options).x
+    found = []
+    for gap in gaps:
+        size = np.inf
+        for _ in range(60):
+            value, gradient = evaluate(flat, gap)
+            before, size = size, np.abs(gradient).max()
+            if size < 1e-11 and size > before / 2:
+                break  # rounding: the logits are as large as G²/τ
+            curvature, modes = np.linalg.eigh(np.asarray(_hessian(flat, pairing, float(gap), temperature, ridge)))
+            # Rotations across the gap and shifts along it change nothing; |curvature| goes downhill at a saddle too.
+            felt = np.abs(curvature) > 1e-7 * curvature.max()
+            step = modes[:, felt] @ (modes[:, felt].T @ gradient / (np.abs(curvature[felt]) + size))
+            while size > 1e-6 and evaluate(flat - step, gap)[0] > value:
+                step = step / 2
+            flat = flat - step
+        else:
+            raise RuntimeError(f"no stationary point at G = {gap}: the gradient is still {size:.1e}")
+        found.append(flat.reshape(start.shape))
+    return found
+
+
+def measure(config: Config, *, progress: bool = False):
+    """Residuals, their predictions and the couplings over (seed, G)."""
+    import xarray as xr
+    from tqdm import tqdm
+
+    gaps, temperature, n = np.array(config.gaps, float), config.temperature, config.num_pairs
+    shape = (config.seeds, len(gaps), 2, n)
+    names = ("measured", "first_order", "second_order", "without_lever")
+    residuals = {name: np.empty(shape) for name in names}
+    across = np.empty(shape[:2])
+    tested = int(np.argmin(np.abs(gaps - TESTED)))
+    couplings = {
+        name: np.empty((config.seeds, n, n)) for name in ("predicted", "over_queries", "over_gallery", "uniform")
+    }
+    with jax.enable_x64(True):
+        for i in tqdm(range(config.seeds), disable=not progress, desc="seeds"):
+            rng = np.random.default_rng([config.seed, i])
+            pairing = soft_pairing(n, config.orthogonal_dim, rng)
+            rows, columns = pairing.sum(axis=1), pairing.sum(axis=0)
+            start = 0.5 * rng.normal(size=(2, n, 1 + config.orthogonal_dim))
+            points = stationary_points(start, pairing, gaps[::-1], temperature, config.ridge)[::-1]
+            for j, (gap, point) in enumerate(zip(gaps, points, strict=True)):
+                x, y = (np.asarray(a) for a in embeddings(point, gap, temperature))
+                cost = np.sum((x[:, None, 1:] - y[None, :, 1:]) ** 2, axis=2)
+                phi, psi, coupling = potentials.sinkhorn_potentials(cost, rows, columns, temperature=temperature)
+                scale = dict(gap_norm=gap, temperature=temperature)
+                predictions = dict(
+                    measured=(x[:, 0] - x[:, 0].mean(), y[:, 0] - y[:, 0].mean()),
+                    first_order=potentials.residuals_along_gap(phi, psi, **scale),
+                    second_order=potentials.second_order_residuals(phi, psi, coupling, pairing, **scale),
+                    without_lever=potentials.second_order_residuals(phi, psi, coupling, pairing, lever=False, **scale),
+                )
+                for name, pair in predictions.items():
+                    residuals[name][i, j] = pair
+                across[i, j] = y[:, 1:].std(axis=0).mean()
+                if j == tested:
+                    scores = logits(x, y, temperature=temperature, similarity="sqeuclidean")
+                    couplings["predicted"][i] = coupling
+                    couplings["over_queries"][i] = rows[:, None] * np.asarray(jax.nn.softmax(scores, axis=1))
+                    couplings["over_gallery"][i] = columns[None, :] * np.asarray(jax.nn.softmax(scores, axis=0))
+                    even = np.full(n, 1 / n)
+                    couplings["uniform"][i] = potentials.sinkhorn_potentials(cost, even, even, temperature=temperature)[
+                        2
+                    ]
+    return xr.Dataset(
+        {name: (("seed", "gap", "modality", "row"), value) for name, value in residuals.items()}
+        | {f"coupling_{name}": (("seed", "row", "column"), value) for name, value in couplings.items()}
+        | dict(across=(("seed", "gap"), across)),
+        coords=dict(gap=gaps, modality=["gallery", "queries"]),
+        attrs=dict(temperature=temperature),
+    )
+
+
+def relative_errors(data, name: str):
+    """max |measured − predicted| / max |predicted| over the rows of both modalities, [seed, gap]."""
+    return abs(data.measured - data[name]).max(("modality", "row")) / abs(data[name]).max(("modality", "row"))
+
+
+def judge(data) -> list[sim.Row]:
+    """Potentials, couplings, orders of the error, and the spread along the gap."""
+    far = data.sel(gap=data.gap >= ASYMPTOTIC)
+    gaps = far.gap.values
+
+    def residuals(gap, factor=1.0):
+        # Each seed and modality in units of its own largest prediction, so that no seed hides behind another.
+        here = data.sel(gap=gap)
+        unit = abs(here.first_order).max("row")
+        return sim.Check("identity", factor * (here.first_order / unit).values, (here.measured / unit).values, 0.01)
+
+    def coupling(name, factor=1.0):
+        predicted = data[f"coupling_{name}"].values
+        both = np.stack([data.coupling_over_queries.values, data.coupling_over_gallery.values])
+        return sim.Check("identity", np.stack([predicted, predicted]), both, 1e-3)
+
+    def slope(values, predicted, tolerance):
+        return sim.Check("slope", predicted, np.exp(np.log(values).mean("seed")).values, tolerance, at=gaps)
+
+    def spread(modality):
+        here = data.sel(gap=TESTED)
+        predicted = here.first_order.sel(modality=list(modality)).std("row").values
+        return sim.Check("identity", predicted, here.measured.std("row").values, 5e-4)
+
+    return [
+        sim.Row(
+            f"α and β against the potentials of Sinkhorn's iteration, G = {SHOWN:g}",
+            residuals(SHOWN),
+            residuals(SHOWN, 2.0),
+            "potentials G/τ times the residuals in place of 2G/τ",
+            outside=residuals(ACROSS),
+            condition=f"τ/G² is small; at G = {ACROSS:g} it is {data.attrs['temperature'] / ACROSS**2:g}",
+        ),
+        sim.Row(
+            f"diag(r) Q^y = Q^x diag(c) = P, G = {TESTED:g}",
+            coupling("predicted"),
+            coupling("uniform"),
+            "uniform marginals",
+        ),
+        sim.Row(
+            "relative error of the potentials in G",
+            slope(relative_errors(far, "first_order"), -2.0, 0.02),
+            slope(relative_errors(far, "first_order"), -1.0, 0.02),
+            "an error like √τ/G",
+        ),
+        sim.Row(
+            "relative error with the second-order term in G",
+            slope(relative_errors(far, "second_order"), -4.0, 0.05),
+            slope(relative_errors(far, "without_lever"), -4.0, 0.05),
+            "G + β − α taken as G in the gradient",
+        ),
+        sim.Row(
+            "standard deviation of β in G",
+            slope(far.measured.sel(modality="queries").std("row"), -1.0, 0.01),
+            slope(far.across, -1.0, 0.01),
+            "a coordinate across the gap",
+        ),
+        sim.Row(
+            f"standard deviations of α and β against τ std(potential)/2G, G = {TESTED:g}",
+            spread(("gallery", "queries")),
+            spread(("queries", "gallery")),
+            "the other modality's potential",
+        ),
+    ]
+
+
+def draw(data):
+    """Residuals against potentials, errors against G, and spreads against G."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.5), layout="constrained")
+    grey, gaps = _figures.CONTROL, data.gap.values
+    here = data.sel(gap=SHOWN)
+    unit = 2 * SHOWN / data.attrs["temperature"]
+    for modality, sign, label, color in (
+        ("queries", -1, "ψ, queries", _figures.COLORS[0]),
+        ("gallery", 1, "φ, gallery", _figures.COLORS[1]),
+    ):
+        points = sign * unit * here.sel(modality=modality)
+        fill = color if modality == "queries" else "none"
+        left.scatter(points.first_order, points.measured, s=9, facecolors=fill, edgecolors=color, label=label)
+    ends = np.array(left.get_xlim())
+    left.plot(ends, ends, color="black", linewidth=0.6, zorder=0)
+    left.plot(ends, ends / 2, color=grey, linestyle="--", linewidth=0.8, zorder=0, label="G/τ for 2G/τ")
+    left.set(xlabel="Sinkhorn potential", ylabel=f"±2G × residual / τ, G = {SHOWN:g}")
+    left.legend()
+
+    def against_gap(axis, values, color, marker, label):
+        mean = np.exp(np.log(values).mean("seed"))
+        bars = np.stack([(mean - values.min("seed")).values, (values.max("seed") - mean).values])
+        axis.errorbar(gaps, mean, np.maximum(bars, 0.0), color=color, marker=marker, linestyle="none", label=label)
+        return float(mean.sel(gap=TESTED))
+
+    for name, order, label, color in (
+        ("first_order", -2, "first order", _figures.COLORS[0]),
+        ("second_order", -4, "second order", _figures.COLORS[2]),
+        ("without_lever", None, "no change of lever", grey),
+    ):
+        anchor = against_gap(middle, relative_errors(data, name), color, "o" if order else "x", label)
+        if order:
+            middle.plot(gaps, anchor * (gaps / TESTED) ** order, color=color, linewidth=0.8)
+    spread = data.sel(modality="queries")
+    against_gap(right, spread.measured.std("row"), _figures.COLORS[0], "o", "along the gap")
+    right.plot(
+        gaps, np.exp(np.log(spread.first_order.std("row")).mean("seed")), color=_figures.COLORS[0], linewidth=0.8
+    )
+    against_gap(right, data.across, grey, "x", "across the gap")
+    for axis, label in ((middle, "relative error of the residuals"), (right, "standard deviation of the queries")):
+        axis.set(xscale="log", yscale="log", xlabel="gap G", ylabel=label)
+        axis.set_xticks(gaps, [f"{gap:g}" for gap in gaps])
+        axis.minorticks_off()
+        axis.legend()
+    return figure
