@@ -193,14 +193,9 @@ def _diagnose(command: Diagnose) -> int:
 
 
 def _write_json(path: Path, value) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    from simulator.store import write_text
+
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 _COMMANDS = {Run: _run, Verify: _verify, List: _list, Figures: _figures, Diagnose: _diagnose}

@@ -1,7 +1,6 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program, vmapped and spread over the devices that exist.
-The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
+All replicas of one shape run in one compiled program (see `simulator.engine`). The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
 constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
 """
 
@@ -9,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
 
+from simulator import engine
 from simulator.data import Batch, Digits, draw_pairs, draw_world, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import Learned, info_nce, normalize_rows
+from simulator.randomness import hashed_normal
+from simulator.store import describe_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,7 @@ def train_replicas(
     *,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
+    replicas_per_block: int | None = None,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
@@ -87,6 +91,7 @@ def train_replicas(
       keys: R random keys.
       progress: show a progress bar.
       describe: replica -> words for an error message.
+      replicas_per_block: replicas that advance together; None takes what was calibrated, or what fits the cache.
 
     Returns:
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
@@ -94,31 +99,73 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
-    template, fixed = split_traced(experiment)
-    count, devices = len(keys), jax.device_count()
-    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
-    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
-    spare = -count % devices  # the replica axis must divide evenly among the devices; the spare ones are dropped
-    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], spare, axis=0)])  # noqa: E731
-    values, keys = jax.tree.map(pad, values), pad(keys)
-
+    count = len(keys)
+    template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    state = _initialise(template, values, keys)
-    rows = [jax.device_get(_evaluate(template, values, state)[0])]
+    state = _initialise(template, values, keys, **layout)
+    rows = [jax.device_get(_evaluate(template, values, state, **layout)[0])]
     from tqdm import tqdm
 
     with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
         for start, stop in zip(steps[:-1], steps[1:], strict=True):
-            state = _advance(template, values, state, start, stop)
-            rows.append(jax.device_get(_evaluate(template, values, state)[0]))
+            state = _advance(template, values, state, start, stop, **layout)
+            rows.append(jax.device_get(_evaluate(template, values, state, **layout)[0]))
             _stop_on_nan(jax.device_get(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
             bar.update(int(stop - start))
-    _, x, y, labels = _evaluate(template, values, state)
+    _, x, y, labels = _evaluate(template, values, state, **layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
     state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
     return history, state, x, y, labels, steps
+
+
+def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None):
+    """Template, traced values [R'], keys [R'] and layout for the compiled functions below; R' pads R to whole blocks on
+    every device by repeating the last replica."""
+    template, fixed = split_traced(experiment)
+    count = len(keys)
+    if replicas_per_block is None:
+        known = engine.calibrated_block_size(_shape_of_work(template), None)
+        replicas_per_block = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+    replicas_per_block, devices, padded = engine.plan(count, replicas_per_block)
+    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
+    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
+    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padded - count, axis=0)])  # noqa: E731
+    layout = dict(join=join_traced, replicas_per_block=replicas_per_block, num_devices=devices)
+    return template, jax.tree.map(pad, values), pad(keys), layout
+
+
+def calibrate(experiment: Experiment) -> int:
+    """Replicas per block that train this experiment fastest on this machine: measured once (some seconds, most of them
+    compiling), then looked up."""
+    template, _ = split_traced(experiment)
+
+    def seconds_per_replica(replicas_per_block):
+        count = replicas_per_block * jax.device_count()
+        keys = jax.random.split(jax.random.key(0), count)
+        _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
+        state = _initialise(template, values, keys, **layout)
+        return engine.median_seconds(lambda: _advance(template, values, state, 0, 20, **layout)) / count
+
+    return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
+
+
+def _shape_of_work(template: Experiment) -> str:
+    """What the speed depends on: everything but the traced numbers, the steps and the measures; and the machine."""
+    template = dataclasses.replace(template, steps=1, eval_points=2, eval_pairs=2)
+    machine = (platform.processor() or platform.machine(), jax.devices()[0].device_kind, jax.device_count())
+    return json.dumps([describe_config(template), machine, jax.__version__])
+
+
+def _bytes_per_replica(template: Experiment) -> int:
+    """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
+    values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
+    one = lambda values, key: _start(join_traced(template, values), key)  # noqa: E731
+    state = jax.eval_shape(one, values, jax.random.key(0))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
+    return size((state["params"], state["optimizer"])) + logits
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
@@ -127,33 +174,8 @@ def evaluation_steps(steps: int, points: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], between[: points - 2], [steps]]))
 
 
-def _over_replicas(function, *, batched: bool):
-    """Compile f(experiment, mapped, *shared) over a leading replica axis, spread over the devices.
-
-    batched=False takes the replicas of a device one after the other. The start and the measures need it:
-    they call LAPACK, whose batched calls deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh
-    of a batch of 4 on one device of a 2-core machine never returns).
-    """
-
-    @functools.partial(jax.jit, static_argnames="template")
-    def run(template, values, mapped, *shared):
-        # The mesh has one axis and the replicas never talk, so every device runs the same program.
-        mesh = jax.make_mesh((jax.device_count(),), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
-        one = lambda v, m, *s: function(join_traced(template, v), m, *s)  # noqa: E731
-        if batched:
-            many = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
-        else:
-            many = lambda v, m, *s: jax.lax.map(lambda pair: one(*pair, *s), (v, m))  # noqa: E731
-        split, same = PartitionSpec("replica"), PartitionSpec()
-        return jax.shard_map(
-            many, mesh=mesh, in_specs=(split, split, *(same,) * len(shared)), out_specs=split, check_vma=False
-        )(values, mapped, *shared)
-
-    return run
-
-
-@functools.partial(_over_replicas, batched=False)
-def _initialise(experiment: Experiment, key):
+def _start(experiment: Experiment, key):
+    """The state of one replica before its first step."""
     world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
     data, dtype = experiment.data, jnp.dtype(experiment.dtype)
     world = draw_world(data, key=world_key, dtype=dtype)
@@ -186,7 +208,10 @@ def _initialise(experiment: Experiment, key):
     )
 
 
-@functools.partial(_over_replicas, batched=True)
+_initialise = engine.over_replicas(_start, in_blocks=False)
+
+
+@functools.partial(engine.over_replicas, in_blocks=True)
 def _advance(experiment: Experiment, state, start, stop):
     optimizer = _optimizer(experiment)
     data, batch_size = experiment.data, experiment.batch_size
@@ -194,7 +219,7 @@ def _advance(experiment: Experiment, state, start, stop):
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if data.num_pairs is None:
-            return draw_pairs(data, state["source"], batch_size, key=key), state["order"]
+            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
         if batch_size == data.num_pairs:
             return state["source"], state["order"]
         position = step % (data.num_pairs // batch_size)
@@ -218,7 +243,7 @@ def _advance(experiment: Experiment, state, start, stop):
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-@functools.partial(_over_replicas, batched=False)
+@functools.partial(engine.over_replicas, in_blocks=False)
 def _evaluate(experiment: Experiment, state):
     x, y = _embed(state["params"], experiment, state["held_out"])
     similarity = experiment.loss.similarity
