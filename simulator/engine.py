@@ -8,6 +8,7 @@ loop over steps, inside one compiled program. Blocks are cut before they are dea
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -25,47 +26,93 @@ CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measur
 CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How replicas lie on devices: blocks of `replicas_per_block`, dealt to `num_groups` groups of `batch_shards` devices.
+
+    join: (template, traced values) -> configuration.
+    """
+
+    join: Callable
+    replicas_per_block: int
+    num_groups: int
+    batch_shards: int = 1
+
+    def mesh(self) -> jax.sharding.Mesh:
+        """[replica, batch]."""
+        devices = np.asarray(jax.devices()[: self.num_groups * self.batch_shards])
+        devices = devices.reshape(self.num_groups, self.batch_shards)
+        return jax.sharding.Mesh(devices, ("replica", "batch"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
 def over_replicas(function: Callable, *, in_blocks: bool) -> Callable:
     """Compile function(configuration, mapped, *shared) over a leading replica axis of `mapped`.
 
-    The result is called as run(template, values, mapped, *shared, join=..., replicas_per_block=..., num_devices=...):
-    `template` is static, `values` are the traced numbers [R] that `join(template, values)` puts into it, and
-    R must be a multiple of replicas_per_block × num_devices.
+    The result is called as run(template, values, mapped, *shared, layout=...): `template` is static, `values` are the
+    traced numbers [R] that `layout.join(template, values)` puts into it, and R must be what `plan` padded it to. The
+    function runs inside a mesh with the axes "replica" and "batch"; along the latter all its inputs are the same.
 
     in_blocks=False takes the replicas of a device one at a time. What calls LAPACK needs it: its batched calls
     deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh of a batch of 4 on one device of a 2-core
     machine never returns).
     """
 
-    @functools.partial(jax.jit, static_argnames=("template", "join", "replicas_per_block", "num_devices"))
-    def run(template, values, mapped, *shared, join, replicas_per_block, num_devices):
-        # Replicas never talk, so every device of this mesh of one axis runs the same program on its own blocks.
-        devices = np.asarray(jax.devices()[:num_devices])
-        mesh = jax.sharding.Mesh(devices, ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
-        one = lambda v, m, *s: function(join(template, v), m, *s)  # noqa: E731
+    @functools.partial(jax.jit, static_argnames=("template", "layout"))
+    def run(template, values, mapped, *shared, layout: Layout):
+        one = lambda v, m, *s: function(layout.join(template, v), m, *s)  # noqa: E731
+        size = layout.replicas_per_block
 
         def on_a_device(values, mapped, *shared):
             if not in_blocks:
                 return jax.lax.map(lambda pair: one(*pair, *shared), (values, mapped))
             several = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
-            cut = lambda leaf: leaf.reshape(len(leaf) // replicas_per_block, replicas_per_block, *leaf.shape[1:])  # noqa: E731
+            cut = lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])  # noqa: E731
             done = jax.lax.map(lambda pair: several(*pair, *shared), jax.tree.map(cut, (values, mapped)))
-            return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * replicas_per_block, *leaf.shape[2:]), done)
+            return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * size, *leaf.shape[2:]), done)
 
         split, same = PartitionSpec("replica"), PartitionSpec()
+        # Replicas never talk, so every device runs the same program on its own blocks.
         return jax.shard_map(
-            on_a_device, mesh=mesh, in_specs=(split, split, *(same,) * len(shared)), out_specs=split, check_vma=False
+            on_a_device,
+            mesh=layout.mesh(),
+            in_specs=(split, split, *(same,) * len(shared)),
+            out_specs=split,
+            check_vma=False,
         )(values, mapped, *shared)
 
     return run
 
 
-def plan(count: int, replicas_per_block: int) -> tuple[int, int, int]:
-    """(replicas per block, devices, padded count) for `count` replicas: no device without a block."""
+def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable) -> tuple[Layout, int]:
+    """The layout for `count` replicas, with no device left without a block, and the count padded to it."""
+    if batch_shards > jax.device_count():
+        raise ValueError(
+            f"batch_shards is {batch_shards} and there are {jax.device_count()} devices; lower it, or set "
+            "jax_num_cpu_devices before anything else"
+        )
     replicas_per_block = min(replicas_per_block, count)
     blocks = -(-count // replicas_per_block)
-    devices = min(jax.device_count(), blocks)
-    return replicas_per_block, devices, -(-blocks // devices) * devices * replicas_per_block
+    groups = min(jax.device_count() // batch_shards, blocks)
+    padded = -(-blocks // groups) * groups * replicas_per_block
+    return Layout(join, replicas_per_block, groups, batch_shards), padded
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, also when they lie on the devices of several processes."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def spread(keys: jax.Array, layout: Layout) -> jax.Array:
+    """Random keys [R] laid over the devices of all processes; every process passes the same keys."""
+    if jax.process_count() == 1:
+        return keys
+    sharding = jax.sharding.NamedSharding(layout.mesh(), PartitionSpec("replica"))
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(keys))
+    return jax.jit(wrap, out_shardings=sharding)(np.asarray(jax.random.key_data(keys)))
 
 
 def block_size_from_memory(bytes_per_replica: int, count: int) -> int:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from simulator.partition import log_partition
+from simulator.partition import log_partition, ring_partition
 from simulator.validation import require_integer, require_number, require_one_of, require_paired, require_same_width
 
 Similarity = Literal["cosine", "dot", "sqeuclidean"]
@@ -134,6 +134,33 @@ def info_nce(
     weights = weights.astype(a.dtype)
     partition = log_partition(a, b, weights.sum(1), weights.sum(0), False, block_size)
     return partition - jnp.sum(a * (weights @ b))
+
+
+def sharded_info_nce(
+    x: jax.Array, y: jax.Array, *, temperature, axis_name: str, similarity: Similarity = "cosine",
+    block_size: int | None = None,
+) -> jax.Array:  # fmt: skip
+    """`info_nce` of a batch whose rows are spread along a mesh axis, for use inside `jax.shard_map`.
+
+    Args:
+      x, y: the local rows [n/P, d] of gallery and queries; row i pairs with row i.
+      temperature, similarity: as in `info_nce`.
+      axis_name: mesh axis of P devices.
+      block_size: local gallery rows per block of logits; None for all n/P.
+
+    Returns:
+      The loss of the whole batch in nats, the same on every device. Its gradient with respect to local rows is that of
+      the whole batch; `psum` what it gives for parameters that all devices share. Memory per device falls as 1/P, or as
+      1/P² for the logits.
+
+    Source: derived here; see `simulator.partition.ring_partition`.
+    """
+    a, b = _factors(x, y, temperature, similarity)
+    # Every device adds its own pairs, so that a psum of gradients counts each pair once: the sum itself is psum'd
+    # without a gradient through it.
+    paired = jnp.sum(a * b) / (len(a) * jax.lax.axis_size(axis_name))
+    others = jax.lax.psum(jax.lax.stop_gradient(paired), axis_name) - jax.lax.stop_gradient(paired)
+    return ring_partition(a, b, axis_name=axis_name, block_size=block_size) - paired - others
 
 
 def _factors(x, y, temperature, similarity: Similarity) -> tuple[jax.Array, jax.Array]:

@@ -156,33 +156,98 @@ def _probabilities(scores, over_rows, over_columns, row_weights, column_weights)
 
 def _by_blocks(a, b, row_weights, column_weights, block_size):
     """The same with a block of rows in memory at a time: one sweep for the sums, one for the slopes."""
-    n_x, n_y = a.shape[0], b.shape[0]
-    num_blocks = -(-n_x // block_size)
-    padding = num_blocks * block_size - n_x
+    over_rows, over_columns = sums_by_blocks(a, b, block_size)
+    slopes = slopes_by_blocks(a, b, over_rows, over_columns, row_weights, column_weights, block_size)
+    return 0.5 * (row_weights @ over_rows + column_weights @ over_columns), over_rows, over_columns, *slopes
 
-    def cut(rows):
-        rows = jnp.pad(rows, ((0, padding), *((0, 0),) * (rows.ndim - 1)))
-        return rows.reshape(num_blocks, block_size, *rows.shape[1:])
 
+def sums_by_blocks(a, b, block_size: int):
+    """(log R [n_x], log C [n_y]), `block_size` rows of the logits in memory at a time."""
     lowest = jnp.finfo(a.dtype).min / 4  # finite: what a padded row contributes is 0 and not NaN
-    is_row = cut(jnp.ones(n_x, bool))
 
-    def logits(rows, valid):
-        return jnp.where(valid[:, None], rows @ b.T, lowest)
-
-    def sums(over_columns, block):
-        scores = _barrier(logits(*block))
+    def step(over_columns, block):
+        rows, is_row = block
+        scores = _barrier(jnp.where(is_row[:, None], rows @ b.T, lowest))
         return jnp.logaddexp(over_columns, logsumexp(scores, axis=0)), logsumexp(scores, axis=1)
 
-    over_columns, over_rows = jax.lax.scan(sums, jnp.full(n_y, lowest), (cut(a), is_row))
+    blocks = (_cut(a, block_size), _cut(jnp.ones(len(a), bool), block_size))
+    over_columns, over_rows = jax.lax.scan(step, jnp.full(len(b), lowest), blocks)
+    return over_rows.reshape(-1)[: len(a)], over_columns
 
-    def slopes(slope_b, block):
-        rows, valid, over_row, weight = block
-        probabilities = _barrier(_probabilities(logits(rows, valid), over_row, over_columns, weight, column_weights))
+
+def slopes_by_blocks(a, b, over_rows, over_columns, row_weights, column_weights, block_size: int):
+    """(P b [n_x, p], Pᵀ a [n_y, p]), `block_size` rows of P in memory at a time."""
+
+    def step(slope_b, block):
+        rows, over_row, weight = block
+        # A padded row is zero, with weight 0: it adds nothing to either product.
+        probabilities = _barrier(_probabilities(rows @ b.T, over_row, over_columns, weight, column_weights))
         return slope_b + _barrier(_barrier(rows.T) @ probabilities), probabilities @ b
 
-    start = jnp.zeros((a.shape[1], n_y), a.dtype)
-    slope_b, slope_a = jax.lax.scan(slopes, start, (cut(a), is_row, over_rows, cut(row_weights)))
-    over_rows = over_rows.reshape(-1)[:n_x]
-    value = 0.5 * (row_weights @ over_rows + column_weights @ over_columns)
-    return value, over_rows, over_columns, slope_a.reshape(-1, a.shape[1])[:n_x], slope_b.T
+    blocks = tuple(_cut(leaf, block_size) for leaf in (a, over_rows, row_weights))
+    slope_b, slope_a = jax.lax.scan(step, jnp.zeros((a.shape[1], len(b)), a.dtype), blocks)
+    return slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T
+
+
+def _cut(rows, block_size: int):
+    """[blocks, block_size, ...], the last block padded with zeros."""
+    num_blocks = -(-len(rows) // block_size)
+    rows = jnp.pad(rows, ((0, num_blocks * block_size - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+    return rows.reshape(num_blocks, block_size, *rows.shape[1:])
+
+
+def ring_partition(a, b, *, axis_name: str, block_size: int | None = None):
+    """F with uniform weights over rows that are spread along a mesh axis: for use inside `jax.shard_map`.
+
+    The rows of b travel once around the ring of devices for the sums, with the column sums gathered so far, and once
+    more for the slopes, with the slopes gathered so far: nothing is ever all-gathered, and a device holds 1/P of the
+    rows and one block of logits. Value and slopes are those of the whole batch: differentiate the local rows with
+    respect to parameters and `psum` the result.
+
+    Args:
+      a: [n/P, p] the local rows, the temperature in them; b: [n/P, p].
+      axis_name: mesh axis of P devices.
+      block_size: local rows per block of logits; None takes all n/P.
+
+    Returns:
+      F of the whole batch, the same on every device.
+    """
+    return _ring(a, b, axis_name, block_size or len(a))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _ring(a, b, axis_name, block_size):
+    return _ring_forward(a, b, axis_name, block_size)[0]
+
+
+def _ring_forward(a, b, axis_name, block_size):
+    shards = jax.lax.axis_size(axis_name)
+    weights = jnp.full(len(a), 1.0 / (shards * len(a)), a.dtype)
+    onward = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: jax.lax.ppermute(leaf, axis_name, [(i, (i + 1) % shards) for i in range(shards)]), tree
+    )
+    empty = jnp.full(len(a), jnp.finfo(a.dtype).min / 4)
+
+    def sums(_, state):
+        over_rows, visitor, over_columns = state
+        rows, columns = sums_by_blocks(a, visitor, block_size)
+        return jnp.logaddexp(over_rows, rows), *onward((visitor, jnp.logaddexp(over_columns, columns)))
+
+    over_rows, b, over_columns = jax.lax.fori_loop(0, shards, sums, (empty, b, empty))
+
+    def slopes(_, state):
+        slope_a, visitor, over_columns, slope_b = state
+        here, there = slopes_by_blocks(a, visitor, over_rows, over_columns, weights, weights, block_size)
+        return slope_a + here, *onward((visitor, over_columns, slope_b + there))
+
+    start = (jnp.zeros_like(a), b, over_columns, jnp.zeros_like(b))
+    slope_a, _, _, slope_b = jax.lax.fori_loop(0, shards, slopes, start)
+    value = jax.lax.psum(0.5 * (weights @ over_rows + weights @ over_columns), axis_name)
+    return value, (slope_a, slope_b)
+
+
+def _ring_backward(axis_name, block_size, slopes, cotangent):
+    return jax.tree.map(lambda slope: cotangent * slope, slopes)
+
+
+_ring.defvjp(_ring_forward, _ring_backward)

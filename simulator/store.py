@@ -62,6 +62,18 @@ def describe_config(config: Any) -> Any:
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
 
 
+def require_named_functions(described: Any) -> None:
+    """Raise ValueError where a described configuration holds a function that its name does not identify."""
+    values = described.values() if isinstance(described, dict) else described if isinstance(described, list) else []
+    for value in values:
+        require_named_functions(value)
+    if isinstance(described, str) and "<lambda>" in described:
+        raise ValueError(
+            f"the configuration holds the function {described}, which its name does not identify; results on disk need a "
+            "function with a name of its own (def, or functools.partial of one)"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

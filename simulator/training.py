@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import platform
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from simulator.data import Batch, Digits, draw_pairs, draw_world, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, info_nce, normalize_rows
+from simulator.losses import Learned, info_nce, normalize_rows, sharded_info_nce
 from simulator.randomness import hashed_normal
 from simulator.store import describe_config
 
@@ -102,38 +103,62 @@ def train_replicas(
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    state = _initialise(template, values, keys, **layout)
-    rows = [jax.device_get(_evaluate(template, values, state, **layout)[0])]
+    state = _initialise(template, values, keys, layout=layout)
+    rows = [engine.fetch(_evaluate(template, values, state, layout=layout)[0])]
     from tqdm import tqdm
 
     with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
         for start, stop in zip(steps[:-1], steps[1:], strict=True):
-            state = _advance(template, values, state, start, stop, **layout)
-            rows.append(jax.device_get(_evaluate(template, values, state, **layout)[0]))
-            _stop_on_nan(jax.device_get(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
-            bar.update(int(stop - start))
-    _, x, y, labels = _evaluate(template, values, state, **layout)
+            for first, last in _slices(start, stop, bar):
+                state = jax.block_until_ready(_advance(template, values, state, first, last, layout=layout))
+            rows.append(engine.fetch(_evaluate(template, values, state, layout=layout)[0]))
+            _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
+    _, x, y, labels = _evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
-    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
+    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, x, y, labels)))
     return history, state, x, y, labels, steps
 
 
+def _slices(start: int, stop: int, bar):
+    """(first, last) of calls that take about a second each, so that progress shows and Ctrl-C is heard; where the steps
+    are cut changes no bit."""
+    length = max(1, (stop - start) // 16)
+    while start < stop:
+        last = min(start + length, stop)
+        started = time.monotonic()
+        yield np.int32(start), np.int32(last)  # one type, one compilation
+        seconds = time.monotonic() - started
+        bar.update(int(last - start))
+        length = max(1, int(length * min(4.0, 1.0 / max(seconds, 1e-3))))
+        start = last
+
+
 def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None):
-    """Template, traced values [R'], keys [R'] and layout for the compiled functions below; R' pads R to whole blocks on
+    """Template, traced values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
     every device by repeating the last replica."""
     template, fixed = split_traced(experiment)
     count = len(keys)
     if replicas_per_block is None:
         known = engine.calibrated_block_size(_shape_of_work(template), None)
         replicas_per_block = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
-    replicas_per_block, devices, padded = engine.plan(count, replicas_per_block)
+    layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
     values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
-    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
-    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padded - count, axis=0)])  # noqa: E731
-    layout = dict(join=join_traced, replicas_per_block=replicas_per_block, num_devices=devices)
-    return template, jax.tree.map(pad, values), pad(keys), layout
+    values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}
+    values = {name: np.pad(value, (0, padded - count), mode="edge") for name, value in values.items()}
+    keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padded - count, axis=0)])
+    return template, values, engine.spread(keys, layout), layout
+
+
+def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of everything a replica leaves: its history over steps, x, y and labels."""
+    steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
+    measured = jax.eval_shape(lambda key: _measure(experiment, _start(experiment, key)), jax.random.key(0))
+    history = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
+    return history | {
+        name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)
+    }
 
 
 def calibrate(experiment: Experiment) -> int:
@@ -145,8 +170,11 @@ def calibrate(experiment: Experiment) -> int:
         count = replicas_per_block * jax.device_count()
         keys = jax.random.split(jax.random.key(0), count)
         _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
-        state = _initialise(template, values, keys, **layout)
-        return engine.median_seconds(lambda: _advance(template, values, state, 0, 20, **layout)) / count
+        state = _initialise(template, values, keys, layout=layout)
+        return (
+            engine.median_seconds(lambda: _advance(template, values, state, np.int32(0), np.int32(20), layout=layout))
+            / count
+        )
 
     return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
 
@@ -229,7 +257,7 @@ def _advance(experiment: Experiment, state, start, stop):
 
     def body(step, state):
         batch, order = next_batch(state, step)
-        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step)
+        loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step)
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
@@ -243,8 +271,8 @@ def _advance(experiment: Experiment, state, start, stop):
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-@functools.partial(engine.over_replicas, in_blocks=False)
-def _evaluate(experiment: Experiment, state):
+def _measure(experiment: Experiment, state):
+    """(history, x, y, labels) of one replica, on its held-out pairs."""
     x, y = _embed(state["params"], experiment, state["held_out"])
     similarity = experiment.loss.similarity
     temperature = _temperature(state["params"], experiment, state["step"])
@@ -254,11 +282,26 @@ def _evaluate(experiment: Experiment, state):
     return history, x, y, state["held_out"].labels
 
 
-def _loss(params, experiment: Experiment, batch: Batch, step):
-    x, y = _embed(params, experiment, batch)
-    loss = experiment.loss
-    temperature = _temperature(params, experiment, step)
-    return info_nce(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+_evaluate = engine.over_replicas(_measure, in_blocks=False)
+
+
+def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step):
+    """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
+    loss, shards = experiment.loss, experiment.batch_shards
+    options = dict(similarity=loss.similarity, block_size=loss.block_size)
+    if shards == 1:
+        function = functools.partial(info_nce, **options)
+    else:
+        function = functools.partial(sharded_info_nce, axis_name="batch", **options)
+        local = experiment.batch_size // shards
+        first = jax.lax.axis_index("batch") * local
+        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, local), batch)
+
+    def of_parameters(params):
+        return function(*_embed(params, experiment, batch), temperature=_temperature(params, experiment, step))
+
+    value, gradient = jax.value_and_grad(of_parameters)(params)
+    return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
 
 
 def _temperature(params, experiment: Experiment, step):
