@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def open_store(
     import zarr
 
     path = Path(path)
-    identity = hashlib.sha256(json.dumps([FORMAT, config], sort_keys=True).encode()).hexdigest()
+    identity = _identity(config)
     if path.is_file():
         raise ValueError(f"{path} is a file; a sweep is stored in a folder")
     with _said_where(path):
@@ -94,6 +95,18 @@ def open_store(
             "the store was made with"
         )
     return SweepStore(path, **cut)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the sweep in a store."""
+    try:
+        return json.loads((Path(path) / "sweep.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no sweep ({error}); give the folder that `sweep` was called with") from error
+
+
+def _identity(config) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, config], sort_keys=True).encode()).hexdigest()
 
 
 def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block, arrays, attributes):
@@ -144,13 +157,66 @@ def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, 
         arrays["done"][group, chunk] = True
 
 
-def read_store(store: SweepStore) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays by name, [num_groups, group_size, ...], and the provenance."""
+def read_store(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays by name, [num_groups, group_size, ...], and the provenance; what is not done yet is NaN or −1."""
     import zarr
 
-    group = zarr.open_group(store.path / RESULTS, mode="r")
+    group = zarr.open_group(Path(path) / RESULTS, mode="r")
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if name != "done"}
     return arrays, {name: value for name, value in group.attrs.items() if name != "cut"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a long run leaves its state, and for which configuration.
+
+    path: folder; config: what the run depends on, as JSON values; seconds: at least so long between two states.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    seconds: float = 30.0
+
+    def restore(self, like: list[np.ndarray]) -> tuple[int, list[np.ndarray], list[np.ndarray]] | None:
+        """(step, leaves of the state, columns of the history) as last saved, or None; `like` gives the leaves' types.
+
+        Raises:
+          ValueError: the folder holds another run.
+        """
+        path = Path(self.path)
+        if not (path / "run.json").exists():
+            return None
+        made = json.loads((path / "run.json").read_text())
+        if made["identity"] != _identity(self.config):
+            differing = sorted(_differences(made["config"], self.config)) or ["the format of the checkpoint"]
+            raise ValueError(
+                f"{path} holds a checkpoint of another run; it differs in {', '.join(differing)}. Give another folder"
+            )
+        import orbax.checkpoint
+
+        saved = orbax.checkpoint.PyTreeCheckpointer().restore((path / made["state"]).absolute())
+        state = [
+            np.asarray(saved["state"][str(i)]).astype(leaf.dtype) if leaf.size else leaf for i, leaf in enumerate(like)
+        ]
+        history = [np.asarray(saved["history"][str(i)]) for i in range(len(saved["history"]))]
+        return int(made["step"]), state, history
+
+    def save(self, step: int, state: list[np.ndarray], history: list[np.ndarray]) -> None:
+        """Write a state; the one before it goes only when this one is whole."""
+        import orbax.checkpoint
+
+        path, name = Path(self.path), f"step_{step}"
+        with _said_where(path):
+            path.mkdir(parents=True, exist_ok=True)
+            # orbax takes no array of size 0
+            numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}  # noqa: E731
+            tree = dict(state=numbered(state), history=numbered(history))
+            orbax.checkpoint.PyTreeCheckpointer().save((path / name).absolute(), tree, force=True)
+            made = dict(identity=_identity(self.config), config=self.config, step=step, state=name)
+            write_text(path / "run.json", json.dumps(made, indent=1) + "\n")
+            for old in path.glob("step_*"):
+                if old.name != name:
+                    shutil.rmtree(old)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

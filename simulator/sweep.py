@@ -63,26 +63,45 @@ def sweep(
         name: (tuple(np.max([s[name][0] for s in shapes], axis=0).tolist()), dtype)
         for name, (_, dtype) in shapes[0].items()
     }
-    config = dict(experiment=describe_config(experiment), over={k: describe_config(v) for k, v in over.items()})
-    config |= dict(seeds=seeds, key=np.asarray(jax.random.key_data(key)).tolist())
-    attributes = provenance() | dict(config=json.dumps(config), precision=experiment.dtype)
+    static, traced = _split(over)
+    config = dict(
+        experiment=describe_config(experiment),
+        over={path: describe_config(values) for path, values in over.items()},
+        order=[*static, *traced],
+        seeds=seeds,
+        key=np.asarray(jax.random.key_data(key)).tolist(),
+    )
     if store is None:
         whole = [_train(group, slice(None), None, progress) for group in groups]
         arrays = {name: np.stack([_pad(part[name], *largest[name]) for part in whole]) for name in largest}
-    else:
-        require_named_functions(config)
-        chunks = resume.open_store(
-            Path(store),
-            config,
-            num_groups=len(groups),
-            group_size=groups[0].size,
-            arrays=largest,
-            attributes=attributes,
-            choose_cut=lambda: _choose_cut(groups),
-        )
-        _train_chunks(groups, chunks, progress)
-        arrays, attributes = resume.read_store(chunks)
-    return _label(arrays, attributes, experiment, over, seeds)
+        return _label(arrays, _attributes(config), config)
+    require_named_functions(config)
+    chunks = resume.open_store(
+        Path(store), config, num_groups=len(groups), group_size=groups[0].size, arrays=largest,
+        attributes=_attributes(config), choose_cut=lambda: _choose_cut(groups),
+    )  # fmt: skip
+    _train_chunks(groups, chunks, progress)
+    return load_sweep(store)
+
+
+def load_sweep(store: Path | str):
+    """What `sweep` has stored in a folder, as the Dataset that it returns; replicas that are not done are NaN.
+
+    Args:
+      store: the folder.
+
+    Returns:
+      xarray.Dataset.
+
+    Raises:
+      ValueError: the folder holds no sweep.
+    """
+    config = resume.read_config(Path(store))
+    return _label(*resume.read_store(Path(store)), config)
+
+
+def _attributes(config) -> dict[str, str]:
+    return provenance() | dict(config=json.dumps(config), precision=config["experiment"]["dtype"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,18 +205,18 @@ def _pad(values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:
     return full
 
 
-def _label(arrays, attributes, experiment: Experiment, over, seeds: int):
+def _label(arrays, attributes, config):
     """xarray.Dataset from arrays [group, replica, ...]."""
     import xarray as xr
 
-    static, traced = _split(over)
-    shape = (*(len(over[p]) for p in (*static, *traced)), seeds)
+    over, order, seeds = config["over"], config["order"], config["seeds"]
+    shape = (*(len(over[p]) for p in order), seeds)
     inner = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",))
     variables = {}
     for name, value in arrays.items():
         dims = inner.get(name, ("step",))
         value = value.reshape(*shape, *value.shape[2:])
-        variables[name] = xr.DataArray(value, dims=(*static, *traced, "seed", *dims)).transpose(*over, "seed", *dims)
-    coords = {p: [v if np.isscalar(v) else str(v) for v in values] for p, values in over.items()}
-    steps = evaluation_steps(experiment.steps, experiment.eval_points)
+        variables[name] = xr.DataArray(value, dims=(*order, "seed", *dims)).transpose(*over, "seed", *dims)
+    coords = {p: [v if np.isscalar(v) else json.dumps(v) for v in values] for p, values in over.items()}
+    steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
     return xr.Dataset(variables, coords=coords | dict(seed=np.arange(seeds), step=steps), attrs=attributes)

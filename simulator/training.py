@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,14 +21,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from simulator import engine
+from simulator import engine, resume
 from simulator.data import Batch, Digits, draw_pairs, draw_world, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import Learned, info_nce, normalize_rows, sharded_info_nce
 from simulator.randomness import hashed_normal
-from simulator.store import describe_config
+from simulator.store import describe_config, require_named_functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +49,31 @@ class Run:
     labels: jax.Array
 
 
-def train(experiment: Experiment, *, key: jax.Array, progress: bool = False) -> Run:
+def train(
+    experiment: Experiment, *, key: jax.Array, progress: bool = False, checkpoint: Path | str | None = None
+) -> Run:
     """Train one experiment.
 
     Args:
       experiment: what to train.
       key: JAX random key; data, towers and batches all derive from it.
       progress: show a progress bar.
+      checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
+        to the bit.
 
     Returns:
       Run.
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, or a start that they cannot have.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, or a checkpoint of another run.
     """
-    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress)
+    saved = None
+    if checkpoint is not None:
+        config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
+        require_named_functions(config)
+        saved = resume.Checkpoint(Path(checkpoint), config)
+    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress, checkpoint=saved)
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
@@ -83,6 +93,7 @@ def train_replicas(
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
     replicas_per_block: int | None = None,
+    checkpoint: resume.Checkpoint | None = None,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
@@ -93,6 +104,7 @@ def train_replicas(
       progress: show a progress bar.
       describe: replica -> words for an error message.
       replicas_per_block: replicas that advance together; None takes what was calibrated, or what fits the cache.
+      checkpoint: where the state is kept and continued from.
 
     Returns:
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
@@ -103,15 +115,27 @@ def train_replicas(
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
+    measure = lambda state: engine.fetch(_evaluate(template, values, state, layout=layout)[0])  # noqa: E731
     state = _initialise(template, values, keys, layout=layout)
-    rows = [engine.fetch(_evaluate(template, values, state, layout=layout)[0])]
+    rows = [measure(state)]
+    at, saved_at = 0, time.monotonic()
+    if checkpoint is not None and (saved := checkpoint.restore(_plain(state))) is not None:
+        at, leaves, columns = saved
+        state = _typed(state, leaves)
+        rows = [dict(zip(sorted(rows[0]), values, strict=True)) for values in zip(*columns, strict=True)]
     from tqdm import tqdm
 
-    with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
-        for start, stop in zip(steps[:-1], steps[1:], strict=True):
-            for first, last in _slices(start, stop, bar):
+    bar = tqdm(total=experiment.steps, initial=at, disable=not progress, unit="step", desc=f"training {count} replicas")
+    with bar:
+        for stop in steps[len(rows) :]:
+            for first, last in _slices(at, int(stop), bar):
                 state = jax.block_until_ready(_advance(template, values, state, first, last, layout=layout))
-            rows.append(engine.fetch(_evaluate(template, values, state, layout=layout)[0]))
+                if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
+                    columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
+                    checkpoint.save(int(last), _plain(state), columns)
+                    saved_at = time.monotonic()
+            at = int(stop)
+            rows.append(measure(state))
             _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
     _, x, y, labels = _evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
@@ -119,6 +143,20 @@ def train_replicas(
     # programs can deadlock on one machine's devices.
     state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, x, y, labels)))
     return history, state, x, y, labels, steps
+
+
+def _plain(state) -> list[np.ndarray]:
+    """The leaves of a state on the host, random keys as their words."""
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return engine.fetch([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)])
+
+
+def _typed(state, leaves):
+    """The inverse of `_plain`, in the structure of `state`."""
+    old, structure = jax.tree.flatten(state)
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    wrap = lambda words, leaf: jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))  # noqa: E731
+    return structure.unflatten([wrap(n, o) if is_key(o) else jnp.asarray(n) for n, o in zip(leaves, old, strict=True)])
 
 
 def _slices(start: int, stop: int, bar):

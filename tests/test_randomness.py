@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import erfinv
 
-from simulator.randomness import _erf_inv_over_u, hashed_normal
+from simulator.randomness import _erf_inv_over_u, _symmetric_uniform, hashed_normal
 
 SHAPE = (400, 500)
 
@@ -20,6 +20,14 @@ def test_inverse_error_function():
     u = np.concatenate([u, np.float32([1 - 2.0**-24, 2.0**-24 - 1, 1e-4])])
     # 1 − u is exact in float32, the relative error of erf⁻¹ follows from it
     np.testing.assert_allclose(np.asarray(u * _erf_inv_over_u(u), float), erfinv(u.astype(float)), rtol=2e-6, atol=1e-8)
+
+
+def test_the_outermost_numbers_are_finite():
+    bits = jnp.asarray(np.array([0, 511, 2**31 - 1, 2**31, 2**32 - 512, 2**32 - 1], np.uint32))
+    u = np.asarray(_symmetric_uniform(bits), float)
+    np.testing.assert_array_equal(u, -u[::-1])
+    assert u[-1] == 1 - 2.0**-23
+    assert abs(float(np.sqrt(2) * u[-1] * _erf_inv_over_u(jnp.float32(u[-1]))) - stats.norm.isf(2.0**-24)) < 1e-4
 
 
 def test_distribution():

@@ -212,3 +212,44 @@ def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
     finish(start(tmp_path, None, seeds=4, name="whole"))
     assert_equal(load(tmp_path), load(tmp_path, "whole"))
+
+
+LONG_RUN = """
+import sys, jax, numpy as np, simulator as sim
+from simulator import resume
+experiment = sim.Experiment(
+    data=sim.LatentPairs(None, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
+    encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps=20_000, eval_pairs=32, eval_points=6,
+)
+resume.Checkpoint.__init__.__defaults__ = (0.2,)
+run = sim.train(experiment, key=jax.random.key(0), checkpoint=None if sys.argv[2] == "none" else sys.argv[2])
+leaves = jax.tree.leaves(run.params)
+np.savez(sys.argv[1], x=run.x, loss=run.history.loss.values, **{str(i): leaf for i, leaf in enumerate(leaves)})
+"""
+
+
+def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
+    def begin(name, folder):
+        command = [sys.executable, "-c", LONG_RUN, str(tmp_path / name), str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+    finish(begin("whole.npz", "none"))
+    folder = tmp_path / "checkpoint"
+    process = begin("killed.npz", folder)
+    while process.poll() is None and not (folder / "run.json").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    step = json.loads((folder / "run.json").read_text())["step"]
+    assert 0 < step < 20_000
+    finish(begin("resumed.npz", folder))
+    assert_equal(load(tmp_path, "resumed"), load(tmp_path, "whole"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    saved = resume.Checkpoint(tmp_path / "c", dict(steps=1))
+    saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    step, state, history = saved.restore([np.arange(3)])
+    assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
+    with pytest.raises(ValueError, match=r"another run; it differs in steps \(1 there, 2 here\)"):
+        resume.Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
