@@ -147,7 +147,7 @@ def draw(data):
     )
     for color, (engine, label) in zip(_figures.COLORS, names.items(), strict=False):
         here = frame[frame.engine == engine]
-        for marker, (n, at_n) in zip("os^", here.groupby("n"), strict=False):
+        for marker, (_, at_n) in zip("os^", here.groupby("n"), strict=False):
             at_n = at_n.sort_values("replicas")
             bars = np.abs(at_n[["low", "high"]].to_numpy().T - at_n["median"].to_numpy())
             left.errorbar(
