@@ -3,8 +3,9 @@
 A vmap over all replicas streams their whole state through memory at every step; a block that fits a core's cache stays
 there for all the steps of a call. So each device takes its blocks in turn, and the loop over blocks lies outside the
 loop over steps, inside one compiled program. Blocks are cut before they are dealt to devices: with equal
-`replicas_per_block` the results do not depend on how many devices there are, to the bit where every device has one
-thread (`--xla_cpu_multi_thread_eigen=false`, as `gapsim sweep` sets it).
+`replicas_per_block` the results are the same to the bit on any number of devices from two up, where every device has one
+thread (`--xla_cpu_multi_thread_eigen=false`, as `gapsim sweep` sets it). XLA optimises the program for a single device
+differently, so that there the last bits move.
 """
 
 from __future__ import annotations
