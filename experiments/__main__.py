@@ -103,6 +103,16 @@ class Sweep:
     """Folder that keeps what is finished; several processes may share it."""
     set: tuple[str, ...] = ()
     """Changes to the file, dotted.field=value each; --dotted.field value is the same."""
+    workers: int = 0
+    """Share the work among this many jobs instead of training here (extra `slurm`)."""
+    executor: Literal["slurm", "local"] = "slurm"
+    """Where the jobs run: Slurm, or processes of this machine."""
+    minutes: int = 60
+    """Time limit of a job; submit again to continue what was not done."""
+    cpus: int = 8
+    """Cores of a job."""
+    partition: str | None = None
+    """Slurm partition; the default one if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _gather_changes(arguments: list[str]) -> list[str]:
     """`--some.field value` of a sweep as `--set some.field=value`."""
-    own, kept, changes = {"--store", "--set", "--help", "-h"}, [], []
+    own = {f"--{field.name}" for field in dataclasses.fields(Sweep)} | {"--help", "-h"}
+    kept, changes = [], []
     rest = iter(arguments)
     for word in rest:
         if word.startswith("--") and word.split("=")[0] not in own:
@@ -252,6 +263,8 @@ def _diagnose(command: Diagnose) -> int:
 
 
 def _sweep(command: Sweep) -> int:
+    if command.workers:
+        return _submit(command)
     _use_all_cores(only_sweeps=True)
     from experiments import _ledger, _settings
     from simulator.sweep import sweep
@@ -276,6 +289,24 @@ def _sweep(command: Sweep) -> int:
     print(
         f"\n± one standard error over {data.sizes['seed']} seeds. In Python: simulator.load_sweep({str(command.store)!r})"
     )
+    return 0
+
+
+def _submit(command: Sweep) -> int:
+    from experiments import _cluster, _settings
+
+    _settings.read_sweep(command.config, command.set)  # what is wrong with the settings is said here, not in a log
+    arguments = ["sweep", str(command.config.resolve()), "--store", str(command.store.resolve())]
+    arguments += ["--set", *command.set] if command.set else []
+    jobs = _cluster.submit(
+        arguments, workers=command.workers, executor=command.executor, store=command.store, minutes=command.minutes,
+        cpus=command.cpus, partition=command.partition,
+    )  # fmt: skip
+    print(f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); logs in {command.store / '.jobs'}")
+    if command.executor == "local":
+        for job in jobs:
+            job.result()
+        print(f"done; in Python: simulator.load_sweep({str(command.store)!r})")
     return 0
 
 

@@ -92,7 +92,6 @@ def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable)
             f"batch_shards is {batch_shards} and there are {jax.device_count()} devices; lower it, or set "
             "jax_num_cpu_devices before anything else"
         )
-    replicas_per_block = min(replicas_per_block, count)
     blocks = -(-count // replicas_per_block)
     groups = min(jax.device_count() // batch_shards, blocks)
     padded = -(-blocks // groups) * groups * replicas_per_block

@@ -113,7 +113,7 @@ def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block
     """An empty store; whatever stands there of one that was never finished making is replaced."""
     import zarr
 
-    foreign = [p.name for p in path.iterdir() if p.name not in {".lock", ".locks", RESULTS}]
+    foreign = [p.name for p in path.iterdir() if p.name not in {".lock", ".locks", ".jobs", RESULTS}]
     if foreign:
         raise ValueError(f"{path} is not empty and holds no sweep (it has {foreign[0]}); give another folder")
     group = zarr.open_group(path / RESULTS, mode="w")

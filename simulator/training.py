@@ -103,7 +103,8 @@ def train_replicas(
       keys: R random keys.
       progress: show a progress bar.
       describe: replica -> words for an error message.
-      replicas_per_block: replicas that advance together; None takes what was calibrated, or what fits the cache.
+      replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
+        or what fits the cache.
       checkpoint: where the state is kept and continued from.
 
     Returns:
@@ -180,7 +181,8 @@ def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block:
     count = len(keys)
     if replicas_per_block is None:
         known = engine.calibrated_block_size(_shape_of_work(template), None)
-        replicas_per_block = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+        fitting = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+        replicas_per_block = min(fitting, -(-count // jax.device_count()))
     layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
     values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
     values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}

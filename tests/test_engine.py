@@ -115,7 +115,7 @@ def test_layouts_leave_no_device_idle(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     join = lambda t, v: t  # noqa: E731
     for count, size, shards, expected in (
-        (1, 8, 1, (1, 1, 1)), (3, 2, 1, (2, 2, 4)), (64, 4, 1, (4, 4, 64)), (20, 4, 1, (4, 4, 32)), (20, 4, 2, (4, 2, 24)),
+        (1, 8, 1, (8, 1, 8)), (3, 2, 1, (2, 2, 4)), (64, 4, 1, (4, 4, 64)), (20, 4, 1, (4, 4, 32)), (20, 4, 2, (4, 2, 24)),
     ):  # fmt: skip
         layout, padded = engine.plan(count, size, shards, join)
         assert (layout.replicas_per_block, layout.num_groups, padded) == expected

@@ -253,3 +253,25 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
     with pytest.raises(ValueError, match=r"another run; it differs in steps \(1 there, 2 here\)"):
         resume.Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_jobs_share_a_store_through_submitit(tmp_path):
+    """Submitit's local executor stands for Slurm's."""
+    (tmp_path / "grid.toml").write_text(
+        "seeds = 6\nsteps = 100\nbatch_size = 16\neval_pairs = 16\neval_points = 3\n[data]\nnum_pairs = 64\n"
+        '[over]\n"loss.temperature" = [0.05, 0.5]\n'
+    )
+    command = [sys.executable, "-m", "experiments", "sweep", "grid.toml", "--store", "s", "--steps", "120"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(resume.Path(__file__).parents[1])}
+    run = lambda *more: subprocess.run(  # noqa: E731
+        [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
+    done = run("--workers", "2", "--executor", "local", "--cpus", "1")
+    assert done.returncode == 0, done.stderr
+    assert "submitted 2 jobs" in done.stdout
+    data = sim.load_sweep(tmp_path / "s")
+    assert data.sizes["seed"] == 6
+    assert np.isfinite(data.loss.values).all()
+    assert "0.05" in run().stdout  # nothing is left to train: the table appears at once
