@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -138,19 +139,22 @@ def draw_world(config: LatentPairs | Digits, *, key: jax.Array, dtype: Any = jnp
     )
 
 
-def draw_pairs(config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array) -> Batch:
-    """n pairs from a given world. For Digits: the first n of the world's shuffle."""
+def draw_pairs(
+    config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array, normal: Callable = jax.random.normal
+) -> Batch:
+    """n pairs from a given world, their Gaussian numbers from normal(key, shape, dtype). For Digits: the first n of the
+    world's shuffle."""
     if isinstance(config, Digits):
         if n > config.total:
             raise ValueError(f"{n} pairs asked for and the digits are {config.total}; ask for fewer pairs")
         return Batch(x=world["x"][:n], y=world["y"][:n], labels=world["labels"][:n], index=jnp.arange(n))
     dtype = world["centres"].dtype
     latent_key, noise_x_key, noise_y_key = jax.random.split(key, 3)
-    z, labels = _draw_latent(config, world["centres"], n, latent_key)
+    z, labels = _draw_latent(config, world["centres"], n, latent_key, normal)
     # Private latents, mismatched or one-to-many partners would make the two modalities see different z here.
     x, y = _mix(world["mix_x"], z), _mix(world["mix_y"], z)
-    x = x + config.noise * jax.random.normal(noise_x_key, x.shape, dtype)
-    y = y + config.noise * jax.random.normal(noise_y_key, y.shape, dtype)
+    x = x + config.noise * normal(noise_x_key, x.shape, dtype)
+    y = y + config.noise * normal(noise_y_key, y.shape, dtype)
     return Batch(x=x, y=y, labels=labels, index=jnp.arange(n))
 
 
@@ -159,9 +163,9 @@ def take(batch: Batch, rows) -> Batch:
     return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
-def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array):
+def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array, normal: Callable):
     label_key, key = jax.random.split(key)
-    z = jax.random.normal(key, (n, config.latent_dim), centres.dtype)
+    z = normal(key, (n, config.latent_dim), centres.dtype)
     if config.latent == "clusters":
         labels = jax.random.randint(label_key, (n,), 0, config.num_clusters)
         return centres[labels] + config.cluster_spread * z, labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -53,9 +54,35 @@ def describe_config(config: Any) -> Any:
         return {"type": type(config).__name__} | {name: describe_config(getattr(config, name)) for name in fields}
     if isinstance(config, (list, tuple)):
         return [describe_config(item) for item in config]
+    if isinstance(config, functools.partial):
+        described = [describe_config(config.func), [describe_config(a) for a in config.args]]
+        return {"partial": [*described, {k: describe_config(v) for k, v in config.keywords.items()}]}
     if callable(config):
         return getattr(config, "__qualname__", repr(config))
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
+
+
+def require_named_functions(described: Any) -> None:
+    """Raise ValueError where a described configuration holds a function that its name does not identify."""
+    values = described.values() if isinstance(described, dict) else described if isinstance(described, list) else []
+    for value in values:
+        require_named_functions(value)
+    if isinstance(described, str) and "<lambda>" in described:
+        raise ValueError(
+            f"the configuration holds the function {described}, which its name does not identify; results on disk need a "
+            "function with a name of its own (def, or functools.partial of one)"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def save_dataset(dataset: Any, path: Path) -> Path:

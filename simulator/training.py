@@ -1,7 +1,6 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program, vmapped and spread over the devices that exist.
-The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
+All replicas of one shape run in one compiled program (see `simulator.engine`). The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
 constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
 """
 
@@ -9,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import platform
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
 
+from simulator import engine, resume
 from simulator.data import Batch, Digits, draw_pairs, draw_world, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, info_nce, normalize_rows
+from simulator.losses import Learned, info_nce, normalize_rows, sharded_info_nce
+from simulator.randomness import hashed_normal
+from simulator.store import describe_config, require_named_functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +49,31 @@ class Run:
     labels: jax.Array
 
 
-def train(experiment: Experiment, *, key: jax.Array, progress: bool = False) -> Run:
+def train(
+    experiment: Experiment, *, key: jax.Array, progress: bool = False, checkpoint: Path | str | None = None
+) -> Run:
     """Train one experiment.
 
     Args:
       experiment: what to train.
       key: JAX random key; data, towers and batches all derive from it.
       progress: show a progress bar.
+      checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
+        to the bit.
 
     Returns:
       Run.
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, or a start that they cannot have.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, or a checkpoint of another run.
     """
-    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress)
+    saved = None
+    if checkpoint is not None:
+        config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
+        require_named_functions(config)
+        saved = resume.Checkpoint(Path(checkpoint), config)
+    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress, checkpoint=saved)
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
@@ -78,6 +92,8 @@ def train_replicas(
     *,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
+    replicas_per_block: int | None = None,
+    checkpoint: resume.Checkpoint | None = None,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
@@ -87,6 +103,9 @@ def train_replicas(
       keys: R random keys.
       progress: show a progress bar.
       describe: replica -> words for an error message.
+      replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
+        or what fits the cache.
+      checkpoint: where the state is kept and continued from.
 
     Returns:
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
@@ -94,31 +113,127 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
-    template, fixed = split_traced(experiment)
-    count, devices = len(keys), jax.device_count()
-    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
-    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
-    spare = -count % devices  # the replica axis must divide evenly among the devices; the spare ones are dropped
-    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], spare, axis=0)])  # noqa: E731
-    values, keys = jax.tree.map(pad, values), pad(keys)
-
+    count = len(keys)
+    template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    state = _initialise(template, values, keys)
-    rows = [jax.device_get(_evaluate(template, values, state)[0])]
+    measure = lambda state: engine.fetch(_evaluate(template, values, state, layout=layout)[0])  # noqa: E731
+    state = _initialise(template, values, keys, layout=layout)
+    rows = [measure(state)]
+    at, saved_at = 0, time.monotonic()
+    if checkpoint is not None and (saved := checkpoint.restore(_plain(state))) is not None:
+        at, leaves, columns = saved
+        state = _typed(state, leaves)
+        rows = [dict(zip(sorted(rows[0]), values, strict=True)) for values in zip(*columns, strict=True)]
     from tqdm import tqdm
 
-    with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
-        for start, stop in zip(steps[:-1], steps[1:], strict=True):
-            state = _advance(template, values, state, start, stop)
-            rows.append(jax.device_get(_evaluate(template, values, state)[0]))
-            _stop_on_nan(jax.device_get(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
-            bar.update(int(stop - start))
-    _, x, y, labels = _evaluate(template, values, state)
+    bar = tqdm(total=experiment.steps, initial=at, disable=not progress, unit="step", desc=f"training {count} replicas")
+    with bar:
+        for stop in steps[len(rows) :]:
+            for first, last in _slices(at, int(stop), bar):
+                state = jax.block_until_ready(_advance(template, values, state, first, last, layout=layout))
+                if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
+                    columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
+                    checkpoint.save(int(last), _plain(state), columns)
+                    saved_at = time.monotonic()
+            at = int(stop)
+            rows.append(measure(state))
+            _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
+    _, x, y, labels = _evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
-    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
+    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, x, y, labels)))
     return history, state, x, y, labels, steps
+
+
+def _plain(state) -> list[np.ndarray]:
+    """The leaves of a state on the host, random keys as their words."""
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return engine.fetch([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)])
+
+
+def _typed(state, leaves):
+    """The inverse of `_plain`, in the structure of `state`."""
+    old, structure = jax.tree.flatten(state)
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    wrap = lambda words, leaf: jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))  # noqa: E731
+    return structure.unflatten([wrap(n, o) if is_key(o) else jnp.asarray(n) for n, o in zip(leaves, old, strict=True)])
+
+
+def _slices(start: int, stop: int, bar):
+    """(first, last) of calls that take about a second each, so that progress shows and Ctrl-C is heard; where the steps
+    are cut changes no bit."""
+    length = max(1, (stop - start) // 16)
+    while start < stop:
+        last = min(start + length, stop)
+        started = time.monotonic()
+        yield np.int32(start), np.int32(last)  # one type, one compilation
+        seconds = time.monotonic() - started
+        bar.update(int(last - start))
+        length = max(1, int(length * min(4.0, 1.0 / max(seconds, 1e-3))))
+        start = last
+
+
+def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None):
+    """Template, traced values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
+    every device by repeating the last replica."""
+    template, fixed = split_traced(experiment)
+    count = len(keys)
+    if replicas_per_block is None:
+        known = engine.calibrated_block_size(_shape_of_work(template), None)
+        fitting = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+        replicas_per_block = min(fitting, -(-count // jax.device_count()))
+    layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
+    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
+    values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}
+    values = {name: np.pad(value, (0, padded - count), mode="edge") for name, value in values.items()}
+    keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padded - count, axis=0)])
+    return template, values, engine.spread(keys, layout), layout
+
+
+def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of everything a replica leaves: its history over steps, x, y and labels."""
+    steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
+    measured = jax.eval_shape(lambda key: _measure(experiment, _start(experiment, key)), jax.random.key(0))
+    history = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
+    return history | {
+        name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)
+    }
+
+
+def calibrate(experiment: Experiment) -> int:
+    """Replicas per block that train this experiment fastest on this machine: measured once (some seconds, most of them
+    compiling), then looked up."""
+    template, _ = split_traced(experiment)
+
+    def seconds_per_replica(replicas_per_block):
+        count = replicas_per_block * jax.device_count()
+        keys = jax.random.split(jax.random.key(0), count)
+        _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
+        state = _initialise(template, values, keys, layout=layout)
+        return (
+            engine.median_seconds(lambda: _advance(template, values, state, np.int32(0), np.int32(20), layout=layout))
+            / count
+        )
+
+    return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
+
+
+def _shape_of_work(template: Experiment) -> str:
+    """What the speed depends on: everything but the traced numbers, the steps and the measures; and the machine."""
+    template = dataclasses.replace(template, steps=1, eval_points=2, eval_pairs=2)
+    machine = (platform.processor() or platform.machine(), jax.devices()[0].device_kind, jax.device_count())
+    return json.dumps([describe_config(template), machine, jax.__version__])
+
+
+def _bytes_per_replica(template: Experiment) -> int:
+    """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
+    values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
+    one = lambda values, key: _start(join_traced(template, values), key)  # noqa: E731
+    state = jax.eval_shape(one, values, jax.random.key(0))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
+    return size((state["params"], state["optimizer"])) + logits
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
@@ -127,33 +242,8 @@ def evaluation_steps(steps: int, points: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], between[: points - 2], [steps]]))
 
 
-def _over_replicas(function, *, batched: bool):
-    """Compile f(experiment, mapped, *shared) over a leading replica axis, spread over the devices.
-
-    batched=False takes the replicas of a device one after the other. The start and the measures need it:
-    they call LAPACK, whose batched calls deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh
-    of a batch of 4 on one device of a 2-core machine never returns).
-    """
-
-    @functools.partial(jax.jit, static_argnames="template")
-    def run(template, values, mapped, *shared):
-        # The mesh has one axis and the replicas never talk, so every device runs the same program.
-        mesh = jax.make_mesh((jax.device_count(),), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
-        one = lambda v, m, *s: function(join_traced(template, v), m, *s)  # noqa: E731
-        if batched:
-            many = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
-        else:
-            many = lambda v, m, *s: jax.lax.map(lambda pair: one(*pair, *s), (v, m))  # noqa: E731
-        split, same = PartitionSpec("replica"), PartitionSpec()
-        return jax.shard_map(
-            many, mesh=mesh, in_specs=(split, split, *(same,) * len(shared)), out_specs=split, check_vma=False
-        )(values, mapped, *shared)
-
-    return run
-
-
-@functools.partial(_over_replicas, batched=False)
-def _initialise(experiment: Experiment, key):
+def _start(experiment: Experiment, key):
+    """The state of one replica before its first step."""
     world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
     data, dtype = experiment.data, jnp.dtype(experiment.dtype)
     world = draw_world(data, key=world_key, dtype=dtype)
@@ -186,7 +276,10 @@ def _initialise(experiment: Experiment, key):
     )
 
 
-@functools.partial(_over_replicas, batched=True)
+_initialise = engine.over_replicas(_start, in_blocks=False)
+
+
+@functools.partial(engine.over_replicas, in_blocks=True)
 def _advance(experiment: Experiment, state, start, stop):
     optimizer = _optimizer(experiment)
     data, batch_size = experiment.data, experiment.batch_size
@@ -194,7 +287,7 @@ def _advance(experiment: Experiment, state, start, stop):
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if data.num_pairs is None:
-            return draw_pairs(data, state["source"], batch_size, key=key), state["order"]
+            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
         if batch_size == data.num_pairs:
             return state["source"], state["order"]
         position = step % (data.num_pairs // batch_size)
@@ -204,7 +297,7 @@ def _advance(experiment: Experiment, state, start, stop):
 
     def body(step, state):
         batch, order = next_batch(state, step)
-        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step)
+        loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step)
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
@@ -218,8 +311,8 @@ def _advance(experiment: Experiment, state, start, stop):
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-@functools.partial(_over_replicas, batched=False)
-def _evaluate(experiment: Experiment, state):
+def _measure(experiment: Experiment, state):
+    """(history, x, y, labels) of one replica, on its held-out pairs."""
     x, y = _embed(state["params"], experiment, state["held_out"])
     similarity = experiment.loss.similarity
     temperature = _temperature(state["params"], experiment, state["step"])
@@ -229,11 +322,26 @@ def _evaluate(experiment: Experiment, state):
     return history, x, y, state["held_out"].labels
 
 
-def _loss(params, experiment: Experiment, batch: Batch, step):
-    x, y = _embed(params, experiment, batch)
-    loss = experiment.loss
-    temperature = _temperature(params, experiment, step)
-    return info_nce(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+_evaluate = engine.over_replicas(_measure, in_blocks=False)
+
+
+def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step):
+    """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
+    loss, shards = experiment.loss, experiment.batch_shards
+    options = dict(similarity=loss.similarity, block_size=loss.block_size)
+    if shards == 1:
+        function = functools.partial(info_nce, **options)
+    else:
+        function = functools.partial(sharded_info_nce, axis_name="batch", **options)
+        local = experiment.batch_size // shards
+        first = jax.lax.axis_index("batch") * local
+        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, local), batch)
+
+    def of_parameters(params):
+        return function(*_embed(params, experiment, batch), temperature=_temperature(params, experiment, step))
+
+    value, gradient = jax.value_and_grad(of_parameters)(params)
+    return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
 
 
 def _temperature(params, experiment: Experiment, step):
