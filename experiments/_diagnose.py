@@ -196,7 +196,8 @@ def _spread(x: _Modality, y: _Modality, about_x, about_y, closer) -> tuple[dict[
             spread = geometry.spread_measures(about.mean, other.mean, axes, direction, np.mean(along[:, 0] ** 2))
             values |= {f"{measure}_{name}": value for measure, value in spread.items()}
             curves[f"variances_{name}"] = np.asarray(axes[0]).tolist()
-            curves[f"gap_energy_{name}"] = np.cumsum((direction @ np.asarray(axes[1])) ** 2).tolist()
+            if gap_norm:
+                curves[f"gap_energy_{name}"] = np.cumsum((direction @ np.asarray(axes[1])) ** 2).tolist()
     if gap_norm:
         positions = along_x[:, 0] - gap_norm / 2, along_y[:, 0] + gap_norm / 2
         edges = np.linspace(min(p.min() for p in positions), max(p.max() for p in positions), 81)

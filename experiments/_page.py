@@ -78,7 +78,7 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def _closing(share, rank: int, dimensions: int, num_rows: int) -> str:
-    others = "`gapsim close --rule compensated` or `--rule centred` keep them with one exact number per row"
+    others = "`gapsim close --rule compensated` or `--rule centred` keep every decision by one exact number per row"
     where = f"the {num_rows:,} centred gallery rows span {rank} of {dimensions} dimensions"
     if not share:
         reason = "all of the gap" if rank < dimensions else "every direction"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 BLOCK_VALUES = 2**21  # 16 MiB of float64
+LARGEST_VALUE = 1e150  # its square is still finite
 _HOW_TO_CONVERT = "convert it with .astype('float32')"
 
 
@@ -68,15 +69,17 @@ class Embeddings:
           unit: scale every row to unit length.
 
         Raises:
-          ValueError: a row with NaN or infinity, or with unit=True a zero row: the message names the file and the row.
+          ValueError: a row with NaN, infinity or a value beyond 1e150, or with unit=True a zero row: the message names
+            the file and the row.
         """
         first = 0
         for block in self._blocks(rows or rows_per_block(self.shape[1])):
             block = np.asarray(block, np.float64)
-            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            bad = np.flatnonzero(~(np.abs(block).max(axis=1) < LARGEST_VALUE))
             if bad.size:
                 raise ValueError(
-                    f"{self}: row {first + bad[0]} has NaN or infinity; remove such rows (and their partners) first"
+                    f"{self}: row {first + bad[0]} has NaN, infinity or a value beyond {LARGEST_VALUE:g}; remove such rows "
+                    "(and their partners) first"
                 )
             if unit:
                 norms = np.linalg.norm(block, axis=1, keepdims=True)
@@ -169,14 +172,14 @@ def _label(path: Path, name: str | None) -> str:
 
 def _pick(path: Path, names: list[str], name: str | None, what: str = "array") -> str:
     """The one that was asked for, or the only one."""
+    if name in names:
+        return name
     if name is None and len(names) == 1:
         return names[0]
-    if name not in names:
-        held = f"it holds {len(names)} {what}s ({', '.join(names)})" if names else f"it holds no {what}"
-        if name is None:
-            raise ValueError(f"{path} does not say which {what} to read: {held}; name one of several as {path}:name")
-        raise ValueError(f"{path} has no {what} {name!r}: {held}")
-    return name
+    held = f"its {what}s are {', '.join(names)}" if names else f"it holds no {what}"
+    if name is None:
+        raise ValueError(f"{path} does not say which {what} to read: {held}; name one of several as {path}:name")
+    raise ValueError(f"{path} has no {what} {name!r}: {held}")
 
 
 def _require_library(module: str, path: Path) -> Any:
@@ -320,7 +323,7 @@ def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
             f"{_label(path, name)} has dtype {schema.field(name).type}, not {wanted}; the columns of {wanted} are: "
             f"{', '.join(columns) or 'none'}"
         )
-    name = _pick(path, columns, name, f"column of {wanted}")
+    name = _pick(path, columns, name, "vector column" if vectors else "integer column")
     label, value = _label(path, name), schema.field(name).type
 
     def batches(rows: int) -> Iterator[Any]:
@@ -335,7 +338,10 @@ def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
     width: tuple[int, ...] = ()
     if vectors:
         value = value.value_type
-        width = (next((len(column[0].as_py() or ()) for column in batches(1)), 0),)
+        first = next(batches(1), None)
+        if first is not None and first.null_count:
+            raise _null(label, 0)
+        width = (0 if first is None else len(first[0]),)
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
         first, kept = 0, []
@@ -352,6 +358,10 @@ def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
 
     dtype = dict(halffloat="float16", float="float32", double="float64").get(str(value), str(value))
     return _Stored(path, name, (num_rows, *width), dtype, blocks)
+
+
+def _null(label: str, row: int) -> ValueError:
+    return ValueError(f"{label}: row {row} has a null; remove such rows (and their partners) first")
 
 
 def _parquet_rows(column: Any, label: str, first: int, width: tuple[int, ...]) -> np.ndarray:

@@ -53,7 +53,7 @@ def test_a_whole_file_or_the_old_one(tmp_path, fails):
 
 def test_a_place_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write .*b.json"):
+    with pytest.raises(OSError, match=r"cannot write .*b\.json"):
         require_writable(tmp_path / "file" / "b.json")
     with pytest.raises(IsADirectoryError, match="is a directory"):
         require_writable(tmp_path)
