@@ -24,6 +24,8 @@ LARGEST_ROBUST_GALLERY = 32_768  # rows that are held in memory for the exact ro
 LARGEST_PRODUCT = 1e13  # multiplications for which all pairs are compared: a quarter of an hour on two cores
 MARGINAL_BATCHES = 8
 TILE = 2048  # rows of each modality in a block of scores: 32 MiB
+# The first seconds show nothing, so that a short run and an error are one clean line.
+_BAR = dict(leave=False, delay=2, mininterval=0.5, file=sys.stderr)
 # Keys that are there in any case, None where the input does not define them.
 NOT_ALWAYS = ("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "marginal_error_x", "marginal_error_y")
 
@@ -41,9 +43,7 @@ class _Modality:
         from tqdm import tqdm
 
         hidden = not (self.progress and words)
-        # The first seconds show nothing, so that a short run and an error are one clean line.
-        with tqdm(total=len(self.file), desc=words, unit="row", unit_scale=True, leave=False, delay=2, mininterval=0.5, disable=hidden,
-                  file=sys.stderr) as bar:  # fmt: skip
+        with tqdm(total=len(self.file), desc=words, unit="row", unit_scale=True, disable=hidden, **_BAR) as bar:
             for block in self.file.blocks(rows, unit=self.unit):
                 yield block
                 bar.update(len(block))
@@ -185,8 +185,8 @@ def _spread(x: _Modality, y: _Modality, about_x, about_y, closer) -> tuple[dict[
     directions = np.concatenate(
         [direction[None, :], closer.direction_[None, :], streaming.half_rules(about_x, about_y)]
     )
-    along_x = streaming.projections(x("gallery: along the gap"), about_x.mean, directions)
-    along_y = streaming.projections(y("queries: along the gap"), about_y.mean, directions)
+    along_x = streaming.projections(x("gallery: along the gap"), about_x, directions)
+    along_y = streaming.projections(y("queries: along the gap"), about_y, directions)
     values: dict[str, Any] = dict(gap_norm=gap_norm, complement_share=squared / gap_norm**2 if gap_norm else None)
     values["separability"] = streaming.separability(about_x, about_y, along_x[:, 2:], along_y[:, 2:])
     curves: dict[str, Any] = {}
@@ -276,22 +276,14 @@ def _robustness(result, sampled, x: _Modality, asked, total: int, closer, sigma:
             by_alpha[name] = by_alpha["open"]
             continue
         rows, words = closer.transform(gallery, alpha), f"exact robustness at α = {alpha:g}"
-        bar = tqdm(
-            asked,
-            desc=words,
-            unit="query",
-            leave=False,
-            delay=2,
-            mininterval=0.5,
-            disable=not x.progress,
-            file=sys.stderr,
-        )
+        bar = tqdm(asked, desc=words, unit="query", disable=not x.progress, **_BAR)
         by_alpha[name] = np.array([sim.exact_robustness(rows, query[None, :], sigma=sigma)[0] for query in bar])
-    by_alpha["gain"] = by_alpha["closed"] - by_alpha["open"]
-    for name, values in by_alpha.items():
+    for name, values in (by_alpha | dict(gain=by_alpha["closed"] - by_alpha["open"])).items():
         estimate = streaming.mean_and_error(values, total)
         _estimate(result, sampled, f"robustness_{name}", *estimate, rows=len(values), total=total)
-    return {f"robustness_{name}": values.tolist() for name, values in by_alpha.items() if name != "gain"}
+    if not closer.direction_.any():  # the same gallery twice
+        sampled.pop("robustness_gain", None)
+    return {f"robustness_{name}": values.tolist() for name, values in by_alpha.items()}
 
 
 def _estimate(result, sampled, name: str, value, standard_error, *, rows: int, total: int):

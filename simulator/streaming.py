@@ -84,9 +84,13 @@ def moments(blocks: Iterable[np.ndarray]) -> Moments:
     )  # fmt: skip
 
 
-def projections(blocks: Iterable[np.ndarray], mean: np.ndarray, directions: np.ndarray) -> np.ndarray:
+def projections(blocks: Iterable[np.ndarray], about: Moments, directions: np.ndarray) -> np.ndarray:
     """⟨row − mean, direction⟩ for every row and each of the m directions [m, d]: [n, m], 8m bytes per row."""
-    return np.concatenate([(block - mean[None, :]) @ directions.T for block in blocks])
+    projected, first = np.empty((about.count, len(directions))), 0
+    for block in blocks:
+        projected[first : first + len(block)] = (block - about.mean[None, :]) @ directions.T
+        first += len(block)
+    return projected
 
 
 def half_rules(x: Moments, y: Moments) -> np.ndarray:

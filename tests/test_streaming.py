@@ -59,7 +59,7 @@ def test_every_measure_equals_measure_gap(rng, num_x):
     about_x, about_y = streaming.moments(blocks(x, 13)), streaming.moments(blocks(y, 13))
     gap = about_y.mean - about_x.mean
     directions = np.concatenate([(gap / np.linalg.norm(gap))[None], streaming.half_rules(about_x, about_y)])
-    along = [streaming.projections(blocks(r, 13), m.mean, directions) for r, m in ((x, about_x), (y, about_y))]
+    along = [streaming.projections(blocks(r, 13), m, directions) for r, m in ((x, about_x), (y, about_y))]
     found = dict(gap_norm=np.linalg.norm(gap))
     found["separability"] = streaming.separability(about_x, about_y, along[0][:, 1:], along[1][:, 1:])
     for name, own, other, part in (("x", about_x, about_y, along[0]), ("y", about_y, about_x, along[1])):
