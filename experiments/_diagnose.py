@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ LARGEST_PRODUCT = 1e13  # multiplications for which all pairs are compared: a qu
 MARGINAL_BATCHES = 8
 TILE = 2048  # rows of each modality in a block of scores: 32 MiB
 # The first seconds show nothing, so that a short run and an error are one clean line.
-_BAR = dict(leave=False, delay=2, mininterval=0.5, file=sys.stderr)
+_BAR = dict(leave=False, delay=2, mininterval=0.5)  # on standard error
 # Keys that are there in any case, None where the input does not define them.
 NOT_ALWAYS = ("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "marginal_error_x", "marginal_error_y")
 
@@ -54,7 +53,7 @@ def diagnose(
     normalize: bool = False, temperature: float | None = None, sigma: float | None = None, subset: int = 5000,
     seed: int = 0, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """All measures as plain values, in float64, with memory for a few blocks and 40 bytes per query.
+    """All measures as plain values, in float64, with memory for a few blocks and some 60 bytes per query.
 
     Args:
       gallery, queries: files of `Embeddings`, "file.npz:name" for an array inside a file.
@@ -199,17 +198,25 @@ def _spread(x: _Modality, y: _Modality, about_x, about_y, closer) -> tuple[dict[
             if gap_norm:
                 curves[f"gap_energy_{name}"] = np.cumsum((direction @ np.asarray(axes[1])) ** 2).tolist()
     if gap_norm:
-        positions = along_x[:, 0] - gap_norm / 2, along_y[:, 0] + gap_norm / 2
-        edges = np.linspace(min(p.min() for p in positions), max(p.max() for p in positions), 81)
+        # Both on one axis with the midpoint of the means at 0.
+        centres = dict(x=-gap_norm / 2, y=gap_norm / 2)
+        columns = dict(x=along_x[:, 0], y=along_y[:, 0])
+        ends = [f(columns[m]) + centres[m] for m in "xy" for f in (np.min, np.max)]
+        edges = np.linspace(min(ends), max(ends), 81)
         curves["position_edges"] = edges.tolist()
-        for name, position in zip("xy", positions, strict=True):
-            curves[f"positions_{name}"] = (np.histogram(position, edges)[0] / len(position)).tolist()
+        for name, column in columns.items():
+            counts, _ = np.histogram(column, edges - centres[name])
+            curves[f"positions_{name}"] = (counts / len(column)).tolist()
     if squared:
-        alpha = (along_y[:, 1] + gap @ closer.direction_) / squared
-        quantiles = np.quantile(alpha, list(ALPHA_QUANTILES.values()))
+        # α* = ⟨y − μ_x, g'⟩/‖g'‖²; the projections are taken from the queries' mean.
+        offset, alpha = gap @ closer.direction_ / squared, along_y[:, 1]
+        alpha /= squared
+        quantiles = np.quantile(alpha, list(ALPHA_QUANTILES.values())) + offset
         values |= {f"alpha_star_{name}": q for name, q in zip(ALPHA_QUANTILES, quantiles, strict=True)}
-        middle, reach = (alpha.min() + alpha.max()) / 2, max(np.ptp(alpha) / 2, 0.2)
-        counts, edges = np.histogram(alpha, 61, range=(middle - reach, middle + reach))
+        middle = (quantiles[0] + quantiles[-1]) / 2
+        reach = max((quantiles[-1] - quantiles[0]) / 2, 0.2)
+        edges = np.linspace(middle - reach, middle + reach, 62)
+        counts, _ = np.histogram(alpha, edges - offset)
         curves |= dict(alpha_star=(counts / len(alpha)).tolist(), alpha_star_edges=edges.tolist())
     return values, curves
 

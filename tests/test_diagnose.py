@@ -247,7 +247,7 @@ def write_million(folder, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, which Linux has")
 def test_a_million_queries_in_bounded_memory(tmp_path, rng):
     """2 GB of queries: below 2 GiB of resident memory at its peak (mapped pages included), with progress, and right."""
