@@ -73,21 +73,28 @@ class Diagnose:
     """
 
     gallery: Positional[Path]
-    """Gallery embeddings, .npy [K, d] (texts, class prompts)."""
+    """Gallery embeddings [K, d] (texts, class prompts): .npy, .npz, .safetensors or .parquet; FILE:NAME for an array
+    inside a file."""
     queries: Positional[Path]
-    """Query embeddings, .npy [n, d] (images)."""
+    """Query embeddings [n, d] (images), likewise; read by blocks, so they may be larger than memory."""
     paired: bool = False
     """Row i of the gallery pairs with row i of the queries (equal row counts never imply it)."""
     labels: Path | None = None
-    """Right gallery row of each query: .npy of whole numbers, or a text file with one per line."""
+    """Right gallery row of each query: whole numbers in one of these formats, or a text file with one per line."""
     normalize: bool = False
     """Scale all rows to unit length first."""
     temperature: float | None = None
     """Temperature of the model, for the marginal errors."""
     sigma: float | None = None
     """Noise per coordinate on the gallery rows: predict robustness with the gap open and closed."""
+    subset: int = 5000
+    """Random rows for what takes all pairs of rows; everything else is exact, and the output says which is which."""
+    seed: int = 0
+    """Of the random rows."""
     json: Path | None = None
     """Also write the numbers to this file."""
+    page: Path | None = None
+    """Also draw one page: FILE.pdf, and FILE.png beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("gapsim: stopped; what was finished is stored", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"gapsim: {error}", file=sys.stderr)
+        print(f"gapsim: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -250,15 +257,31 @@ def _figures(command: Figures) -> int:
 
 
 def _diagnose(command: Diagnose) -> int:
-    from experiments import _diagnose
+    from experiments import _diagnose, _page
+    from simulator.store import require_writable
 
+    if command.page is not None and command.page.suffix != ".pdf":
+        raise ValueError(f"--page is {command.page}; name a file that ends in .pdf (a .png appears beside it)")
+    outputs = [command.json, command.page, command.page and command.page.with_suffix(".png")]
+    for path in filter(None, outputs):
+        if path.exists() and any(
+            given.exists() and path.samefile(given) for given in (command.gallery, command.queries)
+        ):
+            raise ValueError(f"{path} is an input; name another file for the output")
+        require_writable(path)
     result = _diagnose.diagnose(
-        command.gallery, command.queries, paired=command.paired, labels=command.labels,
-        normalize=command.normalize, temperature=command.temperature, sigma=command.sigma,
+        command.gallery, command.queries, paired=command.paired, labels=command.labels, normalize=command.normalize,
+        temperature=command.temperature, sigma=command.sigma, subset=command.subset, seed=command.seed, progress=True,
     )  # fmt: skip
-    print(_diagnose.render(result))
+    for words in result["warnings"]:
+        print(f"gapsim: warning: {words}", file=sys.stderr)
+    print(_page.render(result))
     if command.json is not None:
         _write_json(command.json, result)
+    if command.page is not None:
+        from experiments._figures import save_figure
+
+        save_figure(_page.draw, result, command.page.with_suffix(""))
     return 0
 
 
@@ -321,9 +344,10 @@ def _bench(command: Bench) -> int:
 
 
 def _write_json(path: Path, value) -> None:
-    from simulator.store import write_text
+    from simulator.store import whole_file
 
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 _COMMANDS = {

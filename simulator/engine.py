@@ -138,9 +138,10 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
     if identity in known or seconds_per_replica is None:
         return known.get(identity)
     best = min(CANDIDATES, key=seconds_per_replica)
-    from simulator.store import write_text
+    from simulator.store import whole_file
 
-    write_text(path, json.dumps(known | {identity: best}, indent=1) + "\n")
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(known | {identity: best}, indent=1) + "\n")
     return best
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.store import write_text
+from simulator.store import whole_file
 
 RESULTS = "results.zarr"
 FORMAT = 1  # raised when the layout below changes: older stores are then refused with a word
@@ -82,7 +82,8 @@ def open_store(
             if not (path / "sweep.json").exists():
                 _create(path, num_groups, group_size, *choose_cut(), arrays, attributes)
                 # Last: a store without this file was never finished making, and is made again.
-                write_text(path / "sweep.json", json.dumps(dict(identity=identity, config=config), indent=1) + "\n")
+                with whole_file(path / "sweep.json") as draft:
+                    draft.write_text(json.dumps(dict(identity=identity, config=config), indent=1) + "\n")
         try:
             made = json.loads((path / "sweep.json").read_text())
             cut = zarr.open_group(path / RESULTS, mode="r").attrs["cut"]
@@ -213,7 +214,8 @@ class Checkpoint:
             tree = dict(state=numbered(state), history=numbered(history))
             orbax.checkpoint.PyTreeCheckpointer().save((path / name).absolute(), tree, force=True)
             made = dict(identity=_identity(self.config), config=self.config, step=step, state=name)
-            write_text(path / "run.json", json.dumps(made, indent=1) + "\n")
+            with whole_file(path / "run.json") as draft:
+                draft.write_text(json.dumps(made, indent=1) + "\n")
             for old in path.glob("step_*"):
                 if old.name != name:
                     shutil.rmtree(old)
