@@ -19,11 +19,12 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from simulator.data import Batch, Digits, draw_pairs, draw_world, take
+from simulator.data import Batch, Digits, draw_pairs, draw_world, held_out_config, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, info_nce, normalize_rows
+from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sigmoid_loss
+from simulator.validation import is_traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Run:
     labels: jax.Array
 
 
-def train(experiment: Experiment, *, key: jax.Array, progress: bool = False) -> Run:
+def train(experiment: Experiment, *, key: jax.Array, params: Any = None, progress: bool = False) -> Run:
     """Train one experiment.
 
     Args:
       experiment: what to train.
       key: JAX random key; data, towers and batches all derive from it.
+      params: parameters to start from (`Run.params`), for fine-tuning; the same key gives the same data. None
+        starts as the experiment says.
       progress: show a progress bar.
 
     Returns:
@@ -57,9 +60,11 @@ def train(experiment: Experiment, *, key: jax.Array, progress: bool = False) -> 
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, or a start that they cannot have.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, or params of another shape.
     """
-    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress)
+    if params is not None:
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
+    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], params=params, progress=progress)
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
@@ -76,6 +81,7 @@ def train_replicas(
     varied: dict[str, Sequence[float]],
     keys: jax.Array,
     *,
+    params: Any = None,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
 ):
@@ -85,6 +91,7 @@ def train_replicas(
       experiment: the common part.
       varied: traced field -> R numbers.
       keys: R random keys.
+      params: parameters to start from, each with a leading axis of R, as in the final state; None for none.
       progress: show a progress bar.
       describe: replica -> words for an error message.
 
@@ -104,6 +111,8 @@ def train_replicas(
 
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
     state = _initialise(template, values, keys)
+    if params is not None:
+        state = _start_from(params, state, template)
     rows = [jax.device_get(_evaluate(template, values, state)[0])]
     from tqdm import tqdm
 
@@ -119,6 +128,21 @@ def train_replicas(
     # programs can deadlock on one machine's devices.
     state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
     return history, state, x, y, labels, steps
+
+
+def _start_from(params, state, experiment: Experiment):
+    """The initial state with the given parameters [R, ...]; it may hold more replicas, which repeat the last one."""
+    shapes = lambda tree: [np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    same = jax.tree.structure(params) == jax.tree.structure(state["params"])
+    if not same or shapes(params) != shapes(state["params"]):
+        raise ValueError(
+            f"params have shapes {shapes(params)} and this experiment trains {shapes(state['params'])}; pass the params of "
+            "a run with the same towers, learned temperature and trained bias"
+        )
+    total = len(state["step"])
+    pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)  # noqa: E731
+    params = jax.tree.map(lambda leaf, old: pad(jnp.asarray(leaf), old.dtype), params, state["params"])
+    return state | dict(params=params, optimizer=jax.vmap(_optimizer(experiment).init)(params))
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
@@ -163,16 +187,14 @@ def _initialise(experiment: Experiment, key):
         held_out = take(everything, slice(data.num_pairs, None))
     else:
         training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
-        held_out = draw_pairs(data, world, experiment.eval_pairs, key=held_out_key)
+        held_out = draw_pairs(held_out_config(data), world, experiment.eval_pairs, key=held_out_key)
     if experiment.is_table:
         held_out = training
     towers = _build_towers(experiment, jax.random.split(tower_key))
     if experiment.start is not None:
         inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
         place_in_cones(experiment.start, *towers, *inputs, key=start_key)
-    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
-    if isinstance(experiment.loss.temperature, Learned):
-        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, dtype))
+    params = _params(experiment, towers)
     return dict(
         params=params,
         optimizer=_optimizer(experiment).init(params),
@@ -204,7 +226,7 @@ def _advance(experiment: Experiment, state, start, stop):
 
     def body(step, state):
         batch, order = next_batch(state, step)
-        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step)
+        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step, state["key"])
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
@@ -224,16 +246,33 @@ def _evaluate(experiment: Experiment, state):
     similarity = experiment.loss.similarity
     temperature = _temperature(state["params"], experiment, state["step"])
     measures = dataclasses.asdict(measure_gap(x, y, temperature=temperature, similarity=similarity))
-    loss = info_nce(x, y, temperature=temperature, similarity=similarity)
+    loss = _loss_of_rows(state["params"], experiment, x, y, temperature)
     history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
+    if isinstance(experiment.loss, Sigmoid):
+        history["bias"] = _bias(state["params"], experiment)
     return history, x, y, state["held_out"].labels
 
 
-def _loss(params, experiment: Experiment, batch: Batch, step):
+def _loss(params, experiment: Experiment, batch: Batch, step, key):
     x, y = _embed(params, experiment, batch)
+    if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
+        # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
+        key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
+        swapped = jax.random.bernoulli(key, experiment.swap_probability, (x.shape[0], 1))
+        x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
+    return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step))
+
+
+def _loss_of_rows(params, experiment: Experiment, x, y, temperature):
     loss = experiment.loss
-    temperature = _temperature(params, experiment, step)
+    if isinstance(loss, Sigmoid):
+        bias = _bias(params, experiment)
+        return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
     return info_nce(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+
+
+def _bias(params, experiment: Experiment):
+    return params["bias"] if experiment.loss.train_bias else jnp.asarray(experiment.loss.bias, experiment.dtype)
 
 
 def _temperature(params, experiment: Experiment, step):
@@ -286,6 +325,27 @@ def _build_towers(experiment: Experiment, keys):
             f"encoder_x embeds in {widths[0]} dimensions and encoder_y in {widths[1]}; give both the same embed_dim"
         )
     return towers
+
+
+def _params(experiment: Experiment, towers) -> dict[str, Any]:
+    """What is trained: both towers, and the scale and the bias of the loss where they are learned."""
+    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
+    if isinstance(experiment.loss.temperature, Learned):
+        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, experiment.dtype))
+    if isinstance(experiment.loss, Sigmoid) and experiment.loss.train_bias:
+        params["bias"] = jnp.asarray(experiment.loss.bias, experiment.dtype)
+    return params
+
+
+def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
+    """Parameters of the random towers before a start is imposed, each with a leading axis of R: what start=None gives
+    for these keys [R]. For a start made by hand (`params` of `train_replicas` and `sweep`)."""
+
+    def one(key):
+        tower_key = jax.random.split(key, 6)[3]  # as in the start of a replica
+        return _params(experiment, _build_towers(experiment, jax.random.split(tower_key)))
+
+    return jax.vmap(one)(keys)
 
 
 @functools.lru_cache(maxsize=64)
