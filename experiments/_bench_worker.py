@@ -47,7 +47,7 @@ def gapsim(n: int, replicas: int, data: str) -> list[float]:
     import numpy as np
 
     import simulator as sim
-    from simulator import training
+    from simulator import replica, training
 
     experiment = sim.Experiment(
         data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y),
@@ -57,10 +57,10 @@ def gapsim(n: int, replicas: int, data: str) -> list[float]:
     per_block = training.calibrate(experiment)
     keys = jax.random.split(jax.random.key(0), replicas)
     template, values, keys, layout = training.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
-    state = training._initialise(template, values, keys, layout=layout)
+    state = replica.initialise(template, values, keys, layout=layout)
 
     def run(steps):
-        jax.block_until_ready(training._advance(template, values, state, np.int32(0), np.int32(steps), layout=layout))
+        jax.block_until_ready(replica.advance(template, values, state, np.int32(0), np.int32(steps), layout=layout))
 
     return repeat(run, lambda steps: steps * replicas)
 

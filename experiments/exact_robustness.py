@@ -328,6 +328,7 @@ def draw(data):
         right.plot(dims, left, "o", color=color, label=f"w = {argument:g}")
         if argument != 1.0:  # the skewness term is 0 there
             right.plot(dims, without, "--", color=grey, linewidth=0.8)
-    right.set(xscale="log", yscale="log", xlabel="dimensions d", ylabel="|exact − Φ(w) − leading term|", title="(c) two classes")
+    right.set(xscale="log", yscale="log", xlabel="dimensions d", title="(c) two classes")
+    right.set_ylabel("|exact − Φ(w) − leading term|")
     right.legend()
     return figure

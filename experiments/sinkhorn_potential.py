@@ -23,33 +23,33 @@ CLAIM = sim.Claim(
     ),
     source="derived here: theory.md N3 (first order), simulator.theory.potentials (second order)",
     assumes="squared-Euclidean logits, a soft pairing, G held, a regulariser of the orthogonal parts only, τ/G² small",
-    expected=("holds if", "holds", "holds", "holds", "holds", "holds"),
+    expected=("holds if", "holds", "holds", "holds"),
 )
 CAPTION = (
-    "Stationary points of the loss plus a ridge across the gap, float64, nothing fitted. Left: coordinates along the "
-    "gap against the potentials of an independent Sinkhorn iteration; grey: the near miss G/τ in place of 2G/τ. "
-    "Middle: relative error of the residuals against G; lines: slopes −2 and −4; grey: second order without the change "
-    "of lever arm. Right: standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. "
-    "Bars: range over seeds."
+    "Stationary points of the loss plus a ridge across the gap, float64, random soft pairings with uneven marginals, "
+    "nothing fitted. Left: coordinates along the gap against the potentials of an independent Sinkhorn iteration; grey: "
+    "the near miss G/τ in place of 2G/τ. Middle: relative errors against G, of the residuals to first and second order "
+    "and of the two couplings; lines: slopes −2 and −4; grey: second order without the change of lever arm. Right: "
+    "standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. Bars: range over seeds."
 )
-SHOWN, TESTED, ACROSS = 4.0, 16.0, 1.0  # G at which potentials are compared, where τ/G² is tiny, and where it is not
+SHOWN, ACROSS = 4.0, 1.0  # G at which potentials are compared, and where τ/G² is not small
 ASYMPTOTIC = 4.0  # slopes are fitted from this G on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Random soft pairings; `gaps` must contain 1, 4 and 16. Only G/√τ and ridge·τ matter, the rest is a unit."""
+    """Random soft pairings; `gaps` must contain 1 and 4. Only G/√τ and ridge·τ matter, the rest is a unit."""
 
     gaps: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     temperature: float = 0.2
     num_pairs: int = 20
     orthogonal_dim: int = 3
     ridge: float = 0.05
-    seeds: int = 8
-    seed: int = 0
+    seeds: int = 16
+    seed: int = 7303
 
 
-QUICK = Config(seeds=3, num_pairs=12)
+QUICK = Config(seeds=4, num_pairs=12)
 
 
 def soft_pairing(num_pairs: int, latent_dim: int, rng: np.random.Generator) -> np.ndarray:
@@ -77,7 +77,8 @@ def objective(flat, pairing, gap_norm, temperature, ridge):
     """L + R: the contrastive loss and a ridge on the coordinates across the gap."""
     coordinates = flat.reshape(2, len(pairing), -1)
     x, y = embeddings(coordinates, gap_norm, temperature)
-    loss = sim.info_nce(x, y, temperature=temperature, similarity="sqeuclidean", pairing=pairing)
+    options = dict(temperature=temperature, similarity="sqeuclidean", pairing=pairing)
+    loss = sim.info_nce(x, y, **options, block_size=len(pairing))  # by blocks, it has second derivatives
     return loss + ridge * jnp.sum(coordinates[..., 1:] ** 2) / len(pairing)
 
 
@@ -122,19 +123,15 @@ def stationary_points(start, pairing, gaps, temperature: float, ridge: float) ->
 
 
 def measure(config: Config, *, progress: bool = False):
-    """Residuals, their predictions and the couplings over (seed, G)."""
+    """Residuals and their predictions, and how far the couplings are from the predicted one, over (seed, G)."""
     import xarray as xr
     from tqdm import tqdm
 
     gaps, temperature, n = np.array(config.gaps, float), config.temperature, config.num_pairs
-    shape = (config.seeds, len(gaps), 2, n)
-    names = ("measured", "first_order", "second_order", "without_lever")
-    residuals = {name: np.empty(shape) for name in names}
-    across = np.empty(shape[:2])
-    tested = int(np.argmin(np.abs(gaps - TESTED)))
-    couplings = {
-        name: np.empty((config.seeds, n, n)) for name in ("predicted", "over_queries", "over_gallery", "uniform")
-    }
+    shape = (config.seeds, len(gaps))
+    residuals = {name: np.empty((*shape, 2, n)) for name in ("measured", "first", "second", "without_lever")}
+    errors = {name: np.empty((*shape, 2)) for name in ("coupling_error", "coupling_error_even")}
+    across = np.empty(shape)
     with jax.enable_x64(True):
         for i in tqdm(range(config.seeds), disable=not progress, desc="seeds"):
             rng = np.random.default_rng([config.seed, i])
@@ -149,27 +146,24 @@ def measure(config: Config, *, progress: bool = False):
                 scale = dict(gap_norm=gap, temperature=temperature)
                 predictions = dict(
                     measured=(x[:, 0] - x[:, 0].mean(), y[:, 0] - y[:, 0].mean()),
-                    first_order=potentials.residuals_along_gap(phi, psi, **scale),
-                    second_order=potentials.second_order_residuals(phi, psi, coupling, pairing, **scale),
+                    first=potentials.residuals_along_gap(phi, psi, **scale),
+                    second=potentials.second_order_residuals(phi, psi, coupling, pairing, **scale),
                     without_lever=potentials.second_order_residuals(phi, psi, coupling, pairing, lever=False, **scale),
                 )
                 for name, pair in predictions.items():
                     residuals[name][i, j] = pair
                 across[i, j] = y[:, 1:].std(axis=0).mean()
-                if j == tested:
-                    scores = logits(x, y, temperature=temperature, similarity="sqeuclidean")
-                    couplings["predicted"][i] = coupling
-                    couplings["over_queries"][i] = rows[:, None] * np.asarray(jax.nn.softmax(scores, axis=1))
-                    couplings["over_gallery"][i] = columns[None, :] * np.asarray(jax.nn.softmax(scores, axis=0))
-                    even = np.full(n, 1 / n)
-                    couplings["uniform"][i] = potentials.sinkhorn_potentials(cost, even, even, temperature=temperature)[
-                        2
-                    ]
+                scores = logits(x, y, temperature=temperature, similarity="sqeuclidean")
+                over_queries, over_gallery = (np.asarray(jax.nn.softmax(scores, axis=i)) for i in (1, 0))
+                measured = rows[:, None] * over_queries, columns[None, :] * over_gallery
+                even = potentials.sinkhorn_potentials(cost, *np.full((2, n), 1 / n), temperature=temperature)[2]
+                for name, predicted in (("coupling_error", coupling), ("coupling_error_even", even)):
+                    errors[name][i, j] = [np.abs(m - predicted).max() / predicted.max() for m in measured]
     return xr.Dataset(
         {name: (("seed", "gap", "modality", "row"), value) for name, value in residuals.items()}
-        | {f"coupling_{name}": (("seed", "row", "column"), value) for name, value in couplings.items()}
+        | {name: (("seed", "gap", "softmax"), value) for name, value in errors.items()}
         | dict(across=(("seed", "gap"), across)),
-        coords=dict(gap=gaps, modality=["gallery", "queries"]),
+        coords=dict(gap=gaps, modality=["gallery", "queries"], softmax=["over_queries", "over_gallery"]),
         attrs=dict(temperature=temperature),
     )
 
@@ -180,32 +174,28 @@ def relative_errors(data, name: str):
 
 
 def judge(data) -> list[sim.Row]:
-    """Potentials, couplings, orders of the error, and the spread along the gap."""
+    """Potentials, couplings, the next order, and the spread along the gap."""
     far = data.sel(gap=data.gap >= ASYMPTOTIC)
     gaps = far.gap.values
 
     def residuals(gap, factor=1.0):
         # Each seed and modality in units of its own largest prediction, so that no seed hides behind another.
         here = data.sel(gap=gap)
-        unit = abs(here.first_order).max("row")
-        return sim.Check("identity", factor * (here.first_order / unit).values, (here.measured / unit).values, 0.01)
+        unit = abs(here["first"]).max("row")
+        return sim.Check("identity", factor * (here["first"] / unit).values, (here.measured / unit).values, 0.01)
 
-    def coupling(name, factor=1.0):
-        predicted = data[f"coupling_{name}"].values
-        both = np.stack([data.coupling_over_queries.values, data.coupling_over_gallery.values])
-        return sim.Check("identity", np.stack([predicted, predicted]), both, 1e-3)
+    def slope(values, predicted):
+        # The interval: 4 standard errors over seeds of the slope fitted to each, plus the relative size τ/G² of the
+        # neglected order at the smallest G, by which even one seed may deviate.
+        logs = np.log(values).transpose("seed", "gap").values
+        each = np.polyfit(np.log(gaps), logs.T, 1)[0]
+        interval = 4 * each.std(ddof=1) / len(each) ** 0.5 + data.attrs["temperature"] / gaps.min() ** 2
+        return sim.Check("slope", predicted, np.exp(logs.mean(axis=0)), interval, at=gaps)
 
-    def slope(values, predicted, tolerance):
-        return sim.Check("slope", predicted, np.exp(np.log(values).mean("seed")).values, tolerance, at=gaps)
-
-    def spread(modality):
-        here = data.sel(gap=TESTED)
-        predicted = here.first_order.sel(modality=list(modality)).std("row").values
-        return sim.Check("identity", predicted, here.measured.std("row").values, 5e-4)
-
+    spread = far.measured.sel(modality="queries").std("row")
     return [
         sim.Row(
-            f"α and β against the potentials of Sinkhorn's iteration, G = {SHOWN:g}",
+            f"α and β against the potentials of Sinkhorn's iteration, every seed, G = {SHOWN:g}",
             residuals(SHOWN),
             residuals(SHOWN, 2.0),
             "potentials G/τ times the residuals in place of 2G/τ",
@@ -213,34 +203,22 @@ def judge(data) -> list[sim.Row]:
             condition=f"τ/G² is small; at G = {ACROSS:g} it is {data.attrs['temperature'] / ACROSS**2:g}",
         ),
         sim.Row(
-            f"diag(r) Q^y = Q^x diag(c) = P, G = {TESTED:g}",
-            coupling("predicted"),
-            coupling("uniform"),
-            "uniform marginals",
+            "diag(r) Q^y = Q^x diag(c) = P: exponent of G in the error of the worse",
+            slope(far.coupling_error.max("softmax"), -2.0),
+            slope(far.coupling_error_even.max("softmax"), -2.0),
+            "even marginals: its error does not fall",
         ),
         sim.Row(
-            "relative error of the potentials in G",
-            slope(relative_errors(far, "first_order"), -2.0, 0.02),
-            slope(relative_errors(far, "first_order"), -1.0, 0.02),
-            "an error like √τ/G",
-        ),
-        sim.Row(
-            "relative error with the second-order term in G",
-            slope(relative_errors(far, "second_order"), -4.0, 0.05),
-            slope(relative_errors(far, "without_lever"), -4.0, 0.05),
+            "error of α and β with the second-order term: exponent of G",
+            slope(relative_errors(far, "second"), -4.0),
+            slope(relative_errors(far, "without_lever"), -4.0),
             "G + β − α taken as G in the gradient",
         ),
         sim.Row(
-            "standard deviation of β in G",
-            slope(far.measured.sel(modality="queries").std("row"), -1.0, 0.01),
-            slope(far.across, -1.0, 0.01),
-            "a coordinate across the gap",
-        ),
-        sim.Row(
-            f"standard deviations of α and β against τ std(potential)/2G, G = {TESTED:g}",
-            spread(("gallery", "queries")),
-            spread(("queries", "gallery")),
-            "the other modality's potential",
+            "standard deviation of β: exponent of G",
+            slope(spread, -1.0),
+            slope(spread, -0.5),
+            "the variance, not the standard deviation, as 1/G",
         ),
     ]
 
@@ -259,7 +237,7 @@ def draw(data):
     ):
         points = sign * unit * here.sel(modality=modality)
         fill = color if modality == "queries" else "none"
-        left.scatter(points.first_order, points.measured, s=9, facecolors=fill, edgecolors=color, label=label)
+        left.scatter(points["first"], points.measured, s=9, facecolors=fill, edgecolors=color, label=label)
     ends = np.array(left.get_xlim())
     left.plot(ends, ends, color="black", linewidth=0.6, zorder=0)
     left.plot(ends, ends / 2, color=grey, linestyle="--", linewidth=0.8, zorder=0, label="G/τ for 2G/τ")
@@ -270,25 +248,26 @@ def draw(data):
         mean = np.exp(np.log(values).mean("seed"))
         bars = np.stack([(mean - values.min("seed")).values, (values.max("seed") - mean).values])
         axis.errorbar(gaps, mean, np.maximum(bars, 0.0), color=color, marker=marker, linestyle="none", label=label)
-        return float(mean.sel(gap=TESTED))
+        return float(mean.sel(gap=ASYMPTOTIC))
 
-    for name, order, label, color in (
-        ("first_order", -2, "first order", _figures.COLORS[0]),
-        ("second_order", -4, "second order", _figures.COLORS[2]),
-        ("without_lever", None, "no change of lever", grey),
+    for values, order, label, marker, color in (
+        (relative_errors(data, "first"), -2, "first order", "o", _figures.COLORS[0]),
+        (data.coupling_error.max("softmax"), -2, "couplings", "s", _figures.COLORS[1]),
+        (relative_errors(data, "second"), -4, "second order", "v", _figures.COLORS[2]),
     ):
-        anchor = against_gap(middle, relative_errors(data, name), color, "o" if order else "x", label)
-        if order:
-            middle.plot(gaps, anchor * (gaps / TESTED) ** order, color=color, linewidth=0.8)
+        anchor = against_gap(middle, values, color, marker, label)
+        middle.plot(gaps, anchor * (gaps / ASYMPTOTIC) ** order, color=color, linewidth=0.8)
+    without = np.exp(np.log(relative_errors(data, "without_lever")).mean("seed"))
+    middle.plot(gaps, without, color=grey, linestyle="--", linewidth=1.5, label="no change of lever")
     spread = data.sel(modality="queries")
     against_gap(right, spread.measured.std("row"), _figures.COLORS[0], "o", "along the gap")
-    right.plot(
-        gaps, np.exp(np.log(spread.first_order.std("row")).mean("seed")), color=_figures.COLORS[0], linewidth=0.8
-    )
+    predicted = np.exp(np.log(spread["first"].std("row")).mean("seed"))
+    right.plot(gaps, predicted, color=_figures.COLORS[0], linewidth=0.8)
     against_gap(right, data.across, grey, "x", "across the gap")
-    for axis, label in ((middle, "relative error of the residuals"), (right, "standard deviation of the queries")):
+    for axis, label in ((middle, "relative error"), (right, "standard deviation of the queries")):
         axis.set(xscale="log", yscale="log", xlabel="gap G", ylabel=label)
         axis.set_xticks(gaps, [f"{gap:g}" for gap in gaps])
         axis.minorticks_off()
-        axis.legend()
+        axis.legend(loc="lower left")
+    middle.set_ylim(bottom=1e-12)
     return figure

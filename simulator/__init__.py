@@ -9,7 +9,7 @@ from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.experiment import Experiment
 from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
-from simulator.losses import InfoNCE, Learned, info_nce, sharded_info_nce, sigmoid_loss
+from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
 from simulator.postprocess import GapCloser, Index
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
 from simulator.sweep import load_sweep, sweep
@@ -35,6 +35,7 @@ __all__ = [
     "Quantization",
     "Row",
     "Run",
+    "Sigmoid",
     "Table",
     "exact_robustness",
     "gap_vector",

@@ -2,8 +2,8 @@
 
 A data configuration is a frozen dataclass. `draw_world` draws what stays fixed for a whole experiment
 (the mixing matrices, the cluster centres, a shuffle of real data), `draw_pairs` draws pairs from that
-world, and `sample` does both. Knobs for mismatched, one-to-many, private or imbalanced pairs belong
-in `LatentPairs`, between the latent and the mixing (see `draw_pairs`).
+world, and `sample` does both. What makes pairs imperfect (wrong partners, several queries per gallery
+row) is for training only: `held_out_config` takes it out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator.validation import require_integer, require_number, require_one_of
+from simulator.validation import is_traced, require_integer, require_number, require_one_of
 
 Latent = Literal["gaussian", "sphere", "clusters"]
 Mixing = Literal["linear", "mlp"]
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class LatentPairs:
-    """Pairs that share a latent z: x = mix_x(z) + noise, y = mix_y(z) + noise.
+    """Pairs that share a latent z: x = mix_x(z, u) + noise, y = mix_y(z, w) + noise, with u and w private to a modality.
 
     Args:
       num_pairs: size of the training set; None draws fresh pairs at every step.
@@ -49,6 +49,17 @@ class LatentPairs:
         and (1 + cluster_spread²) latent_dim for the last.
       num_clusters: number of clusters, for latent="clusters".
       cluster_spread: standard deviation inside a cluster; the centres are N(0, I).
+      class_imbalance: cluster k (from 0) has a share ∝ (k + 1)^(−class_imbalance); 0 is balanced, 1 Zipf's law.
+      anisotropy: coordinate j (from 0) of z is scaled by a factor ∝ (j + 1)^(−anisotropy), with Σ factor² =
+        latent_dim, so that E‖z‖² of a Gaussian latent stays; 0 is isotropic.
+      private_dim_x, private_dim_y: dimensions of u ~ N(0, private_scale_x² I), which only x sees, and of w, which
+        only y sees. They enter the mixing like further coordinates of z.
+      private_scale_x, private_scale_y: standard deviations of u and w; 1 is that of a coordinate of z.
+      mismatched: share of the pairs whose y belongs to another pair's z. Rounded to whole pairs, which exchange
+        their y in a ring, so that none keeps its own; a fixed training set keeps these partners for good.
+      queries_per_gallery: how many pairs in a row share one x (the same observation, noise included), each with
+        a y of its own.
+      same_observation: y is x itself (same mixing, same noise): two encoders on the same data. Needs equal dims.
       mixing: "linear" (Gaussian matrix with entries N(0, 1/latent_dim)) or "mlp" (a random network with one
         hidden tanh layer of `mixing_width` units).
       mixing_width: hidden units of the random network.
@@ -63,22 +74,46 @@ class LatentPairs:
     latent: Latent = "gaussian"
     num_clusters: int = 10
     cluster_spread: float = 0.3
+    class_imbalance: float = 0.0
+    anisotropy: float = 0.0
+    private_dim_x: int = 0
+    private_dim_y: int = 0
+    private_scale_x: float = 1.0
+    private_scale_y: float = 1.0
+    mismatched: float = 0.0
+    queries_per_gallery: int = 1
+    same_observation: bool = False
     mixing: Mixing = "linear"
     mixing_width: int = 64
 
     def __post_init__(self):
         if self.num_pairs is not None:
             require_integer("LatentPairs.num_pairs", self.num_pairs, least=2)
-        for field in ("latent_dim", "dim_x", "dim_y", "num_clusters", "mixing_width"):
+        for field in ("latent_dim", "dim_x", "dim_y", "num_clusters", "mixing_width", "queries_per_gallery"):
             require_integer(f"LatentPairs.{field}", getattr(self, field))
-        require_number("LatentPairs.noise", self.noise, least=0.0)
-        require_number("LatentPairs.cluster_spread", self.cluster_spread, least=0.0)
+        for field in ("private_dim_x", "private_dim_y"):
+            require_integer(f"LatentPairs.{field}", getattr(self, field), least=0)
+        for field in ("noise", "cluster_spread", "class_imbalance", "anisotropy", "private_scale_x", "private_scale_y"):
+            require_number(f"LatentPairs.{field}", getattr(self, field), least=0.0)
+        require_number("LatentPairs.mismatched", self.mismatched, least=0.0, most=1.0)
+        require_one_of("LatentPairs.same_observation", self.same_observation, (False, True))
         require_one_of("LatentPairs.latent", self.latent, get_args(Latent))
         require_one_of("LatentPairs.mixing", self.mixing, get_args(Mixing))
         if self.latent == "clusters" and self.num_pairs is not None and self.num_clusters > self.num_pairs:
             raise ValueError(
                 f"LatentPairs has {self.num_clusters} clusters and only {self.num_pairs} pairs; "
                 "lower num_clusters or raise num_pairs"
+            )
+        if self.class_imbalance > 0 and self.latent != "clusters":
+            raise ValueError(
+                f"LatentPairs.class_imbalance is {self.class_imbalance} and latent={self.latent!r} has no classes; "
+                "use latent='clusters'"
+            )
+        if self.same_observation and (self.dim_x != self.dim_y or self.private_dim_y or self.queries_per_gallery > 1):
+            raise ValueError(
+                "LatentPairs.same_observation makes y the same rows as x; it needs dim_x = dim_y, private_dim_y = 0 and "
+                f"queries_per_gallery = 1, not {self.dim_x} and {self.dim_y}, {self.private_dim_y}, "
+                f"{self.queries_per_gallery}"
             )
 
 
@@ -133,8 +168,8 @@ def draw_world(config: LatentPairs | Digits, *, key: jax.Array, dtype: Any = jnp
         return dict(x=jnp.asarray(x, dtype)[order], y=jnp.asarray(y, dtype)[order], labels=jnp.asarray(labels)[order])
     keys = jax.random.split(key, 3)
     return dict(
-        mix_x=_draw_mixing(config, config.dim_x, keys[0], dtype),
-        mix_y=_draw_mixing(config, config.dim_y, keys[1], dtype),
+        mix_x=_draw_mixing(config, config.private_dim_x, config.dim_x, keys[0], dtype),
+        mix_y=_draw_mixing(config, config.private_dim_y, config.dim_y, keys[1], dtype),
         centres=jax.random.normal(keys[2], (config.num_clusters, config.latent_dim), dtype),
     )
 
@@ -142,20 +177,32 @@ def draw_world(config: LatentPairs | Digits, *, key: jax.Array, dtype: Any = jnp
 def draw_pairs(
     config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array, normal: Callable = jax.random.normal
 ) -> Batch:
-    """n pairs from a given world, their Gaussian numbers from normal(key, shape, dtype). For Digits: the first n of the
+    """n pairs from a given world (labels are those of x), their Gaussian numbers from normal(key, shape, dtype). For Digits: the first n of the
     world's shuffle."""
     if isinstance(config, Digits):
         if n > config.total:
             raise ValueError(f"{n} pairs asked for and the digits are {config.total}; ask for fewer pairs")
         return Batch(x=world["x"][:n], y=world["y"][:n], labels=world["labels"][:n], index=jnp.arange(n))
-    dtype = world["centres"].dtype
     latent_key, noise_x_key, noise_y_key = jax.random.split(key, 3)
     z, labels = _draw_latent(config, world["centres"], n, latent_key, normal)
-    # Private latents, mismatched or one-to-many partners would make the two modalities see different z here.
-    x, y = _mix(world["mix_x"], z), _mix(world["mix_y"], z)
-    x = x + config.noise * normal(noise_x_key, x.shape, dtype)
-    y = y + config.noise * normal(noise_y_key, y.shape, dtype)
+    x = _observe(world["mix_x"], z, config.private_dim_x, config.private_scale_x, config.noise, noise_x_key, normal)
+    if config.queries_per_gallery > 1:
+        first = jnp.arange(n) // config.queries_per_gallery * config.queries_per_gallery
+        x, z, labels = x[first], z[first], labels[first]
+    if config.same_observation:
+        y = x
+    else:
+        y = _observe(world["mix_y"], z, config.private_dim_y, config.private_scale_y, config.noise, noise_y_key, normal)
+    if is_traced(config.mismatched) or config.mismatched > 0:
+        y = y[_partners(n, config.mismatched, jax.random.fold_in(key, 1))]
     return Batch(x=x, y=y, labels=labels, index=jnp.arange(n))
+
+
+def held_out_config(config: LatentPairs | Digits) -> LatentPairs | Digits:
+    """The same world with right, one-to-one pairs: what retrieval and alignment are measured on."""
+    if isinstance(config, Digits):
+        return config
+    return dataclasses.replace(config, mismatched=0.0, queries_per_gallery=1)
 
 
 def take(batch: Batch, rows) -> Batch:
@@ -166,21 +213,57 @@ def take(batch: Batch, rows) -> Batch:
 def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array, normal: Callable):
     label_key, key = jax.random.split(key)
     z = normal(key, (n, config.latent_dim), centres.dtype)
+    labels = jnp.full((n,), -1)
     if config.latent == "clusters":
-        labels = jax.random.randint(label_key, (n,), 0, config.num_clusters)
-        return centres[labels] + config.cluster_spread * z, labels
-    if config.latent == "sphere":
+        labels = _draw_labels(config, n, label_key)
+        z = centres[labels] + config.cluster_spread * z
+    elif config.latent == "sphere":
         z = z * jnp.sqrt(config.latent_dim) / jnp.linalg.norm(z, axis=1, keepdims=True)
-    return z, jnp.full((n,), -1)
+    factors = jnp.arange(1.0, config.latent_dim + 1, dtype=z.dtype) ** -config.anisotropy
+    return z * (factors * jnp.sqrt(config.latent_dim / jnp.sum(factors**2)))[None, :], labels
 
 
-def _draw_mixing(config: LatentPairs, dim: int, key: jax.Array, dtype) -> tuple[jax.Array, ...]:
+def _draw_labels(config: LatentPairs, n: int, key: jax.Array):
+    if config.class_imbalance == 0:
+        return jax.random.randint(key, (n,), 0, config.num_clusters)
+    log_shares = -config.class_imbalance * jnp.log(jnp.arange(1.0, config.num_clusters + 1))
+    return jax.random.categorical(key, log_shares, shape=(n,))
+
+
+def _partners(n: int, share, key: jax.Array) -> jax.Array:
+    """For each pair the row its y comes from: its own, but for round(share · n) pairs, which form a ring."""
+    order = jax.random.permutation(key, n)
+    count = jnp.floor(share * n + 0.5).astype(int)
+    count = jnp.where(count == 1, 0, count)  # a single pair has nobody to exchange with
+    place = jnp.arange(n)
+    following = jnp.where(place < count, (place + 1) % jnp.maximum(count, 1), place)
+    return jnp.zeros(n, int).at[order].set(order[following])
+
+
+def _observe(
+    matrices, z: jax.Array, private_dim: int, private_scale, noise, key: jax.Array, normal: Callable
+) -> jax.Array:
+    """Observations of the latents [n, latent_dim] by one modality, with its private latents and its noise."""
+    if private_dim:
+        private = normal(jax.random.fold_in(key, 1), (z.shape[0], private_dim), z.dtype)
+        z = jnp.concatenate([z, private_scale * private], axis=1)
+    rows = _mix(matrices, z)
+    return rows + noise * normal(key, rows.shape, rows.dtype)
+
+
+def _draw_mixing(config: LatentPairs, private_dim: int, dim: int, key: jax.Array, dtype) -> tuple[jax.Array, ...]:
+    """Matrices of the mixing; the rows of private latents have the variance of the others and are drawn apart, so that
+    the shared part of a world does not depend on the private dimensions."""
     widths = (config.latent_dim, dim) if config.mixing == "linear" else (config.latent_dim, config.mixing_width, dim)
     keys = jax.random.split(key, len(widths) - 1)
-    return tuple(
+    matrices = [
         jax.random.normal(k, (fan_in, fan_out), dtype) / jnp.sqrt(jnp.asarray(fan_in, dtype))
         for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=True)
-    )
+    ]
+    if private_dim:
+        private = jax.random.normal(jax.random.fold_in(key, 1), (private_dim, widths[1]), dtype)
+        matrices[0] = jnp.concatenate([matrices[0], private / jnp.sqrt(jnp.asarray(config.latent_dim, dtype))])
+    return tuple(matrices)
 
 
 def _mix(matrices: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:

@@ -11,16 +11,22 @@ import optax
 
 from simulator.data import Digits, LatentPairs
 from simulator.encoders import MLP, Cones, Table
-from simulator.losses import InfoNCE
+from simulator.losses import InfoNCE, Sigmoid
 from simulator.validation import require_integer, require_number, require_one_of
 
 TRACED_FIELDS = (
     "data.noise",
     "data.cluster_spread",
+    "data.anisotropy",
+    "data.private_scale_x",
+    "data.private_scale_y",
+    "data.mismatched",
     "start.angle",
     "start.tightness",
     "loss.temperature",
     "loss.temperature.initial",
+    "loss.bias",
+    "swap_probability",
     "learning_rate",
 )
 
@@ -34,7 +40,9 @@ class Experiment:
       encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
         (dim_in, *, rngs, dtype) -> nnx module.
       start: Cones, or None for the start that the random towers have by themselves.
-      loss: InfoNCE with its temperature.
+      loss: InfoNCE or Sigmoid, with its temperature.
+      swap_probability: chance, per pair and step, that its two embeddings change sides before the loss: x_i takes part
+        as a query and y_i as a gallery row (the hard swapping of Yaras et al. 2024). Measures are taken unswapped.
       optimizer: learning rate -> optax transformation.
       learning_rate: number > 0, or an optax schedule.
       batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
@@ -50,7 +58,8 @@ class Experiment:
     encoder_x: Callable = MLP()
     encoder_y: Callable = MLP()
     start: Cones | None = Cones()
-    loss: InfoNCE = InfoNCE(temperature=0.01)
+    loss: InfoNCE | Sigmoid = InfoNCE(temperature=0.01)
+    swap_probability: float = 0.0
     optimizer: Callable = optax.adam
     learning_rate: float | Callable = 1e-3
     batch_size: int = 256
@@ -68,10 +77,13 @@ class Experiment:
             require_integer(f"Experiment.{field}", getattr(self, field), least=2)
         for field in ("steps", "batch_shards"):
             require_integer(f"Experiment.{field}", getattr(self, field))
+        if self.batch_shards > 1 and isinstance(self.loss, Sigmoid):
+            raise ValueError("batch_shards spreads InfoNCE only; train a Sigmoid loss with batch_shards = 1")
         if self.batch_size % self.batch_shards:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be a multiple of batch_shards = {self.batch_shards}"
             )
+        require_number("Experiment.swap_probability", self.swap_probability, least=0.0, most=1.0)
         require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
         num_pairs = self.data.num_pairs
         if num_pairs is None and self.is_table:
@@ -105,13 +117,13 @@ def replace_field(config: Any, path: str, value: Any) -> Any:
 
 def split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
     """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
-    those numbers."""
+    those numbers. A 0 stays in place: it switches a knob off, and what is off should cost nothing."""
     numbers = {}
     for path in TRACED_FIELDS:
         value = experiment
         for name in path.split("."):
             value = getattr(value, name, None)
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and value != 0:
             numbers[path] = float(value)
             experiment = replace_field(experiment, path, 1.0)
     return experiment, numbers

@@ -58,6 +58,31 @@ class InfoNCE:
             require_integer("InfoNCE.block_size", self.block_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+    """The loss of an experiment: `sigmoid_loss` with a fixed, scheduled or learned temperature and a bias.
+
+    Args:
+      temperature: τ > 0; or an optax schedule step -> τ; or `Learned(initial)`.
+      bias: b, added to every logit; its value at the start when it is trained.
+      train_bias: whether b is a parameter, trained with the embeddings.
+      similarity: "cosine", "dot" or "sqeuclidean".
+    """
+
+    temperature: float | Callable | Learned
+    _: dataclasses.KW_ONLY
+    bias: float = -10.0
+    train_bias: bool = False
+    similarity: Similarity = "cosine"
+
+    def __post_init__(self):
+        if not isinstance(self.temperature, Learned) and not callable(self.temperature):
+            require_number("Sigmoid.temperature", self.temperature, above=0.0)
+        require_number("Sigmoid.bias", self.bias)
+        require_one_of("Sigmoid.train_bias", self.train_bias, (False, True))
+        require_one_of("Sigmoid.similarity", self.similarity, SIMILARITIES)
+
+
 def normalize_rows(rows: jax.Array) -> jax.Array:
     """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient."""
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)

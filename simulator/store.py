@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def provenance() -> dict[str, str]:
@@ -60,6 +62,16 @@ def describe_config(config: Any) -> Any:
     if callable(config):
         return getattr(config, "__qualname__", repr(config))
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
+
+
+def digest(tree: Any) -> str | None:
+    """A name for a pytree of arrays by its content; None for None."""
+    if tree is None:
+        return None
+    content = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        content.update(f"{np.shape(leaf)} {np.asarray(leaf).dtype}".encode() + np.asarray(leaf).tobytes())
+    return content.hexdigest()
 
 
 def require_named_functions(described: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator import resume
 from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
-from simulator.store import describe_config, provenance, require_named_functions
+from simulator.store import describe_config, digest, provenance, require_named_functions
 from simulator.training import calibrate, evaluation_steps, lay_out, result_shapes, train_replicas
 from simulator.validation import require_integer
 
@@ -26,20 +26,23 @@ def sweep(
     over: Mapping[str, Sequence[Any]],
     seeds: int = 16,
     key: jax.Array,
+    params: Any = None,
     store: Path | str | None = None,
     progress: bool = False,
 ):
     """Train every combination of the swept fields with every seed.
 
     Seed s uses fold_in(key, s) at every point of the grid, so that points differ in the swept fields alone.
-    Traced fields (temperature, angle, tightness, noise, learning rate) share one compiled program; any other
-    field is looped over.
+    Traced fields (`experiment.TRACED_FIELDS`: temperature, angle, tightness, noise, learning rate and others) share one
+    compiled program; any other field is looped over.
 
     Args:
       experiment: the common part.
       over: dotted field -> values, for instance {"loss.temperature": [0.01, 0.1], "start.angle": [0.5, 1.5]}.
       seeds: number of seeds, >= 1.
       key: JAX random key.
+      params: parameters to start from at every point, each with a leading axis of `seeds` (as in the state that
+        `train_replicas` returns), for fine-tuning; None starts as the experiment says.
       store: folder that keeps every finished chunk of replicas; the same call resumes there, and several processes may
         share it. None keeps everything in memory.
       progress: show a progress bar.
@@ -57,7 +60,7 @@ def sweep(
     """
     require_integer("seeds", seeds)
     over = {path: list(values) for path, values in over.items()}
-    groups = _groups(experiment, over, seeds, key)
+    groups = _groups(experiment, over, seeds, key, params)
     shapes = [result_shapes(group.config) for group in groups]
     largest = {
         name: (tuple(np.max([s[name][0] for s in shapes], axis=0).tolist()), dtype)
@@ -70,6 +73,7 @@ def sweep(
         order=[*static, *traced],
         seeds=seeds,
         key=np.asarray(jax.random.key_data(key)).tolist(),
+        params=digest(params),
     )
     if store is None:
         whole = [_train(group, slice(None), None, progress) for group in groups]
@@ -113,6 +117,7 @@ class _Group:
     varied: dict[str, np.ndarray]  # traced field -> a number per replica
     keys: jax.Array
     seeds: int
+    params: Any  # to start from, with an axis of replicas, or None
 
     @property
     def size(self) -> int:
@@ -130,7 +135,7 @@ def _split(over) -> tuple[list[str], list[str]]:
     return [p for p in over if p not in traced], traced
 
 
-def _groups(experiment: Experiment, over, seeds: int, key: jax.Array) -> list[_Group]:
+def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) -> list[_Group]:
     for path, values in over.items():
         if path in ("steps", "eval_points"):
             raise ValueError(
@@ -144,12 +149,13 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array) -> list[_G
     points = list(itertools.product(*(over[p] for p in traced)))
     keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(np.tile(np.arange(seeds), len(points)))
     varied = {p: np.repeat([v[i] for v in points], seeds) for i, p in enumerate(traced)}
+    params = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(points)), params)
     groups = []
     for values in itertools.product(*(over[p] for p in static)):
         config = experiment
         for path, value in zip(static, values, strict=True):
             config = replace_field(config, path, value)
-        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds))
+        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds, params))
     return groups
 
 
@@ -158,7 +164,8 @@ def _train(group: _Group, rows: slice, replicas_per_block: int | None, progress:
     varied = {name: values[rows] for name, values in group.varied.items()}
     first = rows.start or 0
     history, _, x, y, labels, _ = train_replicas(
-        group.config, varied, group.keys[rows], progress=progress,
+        group.config, varied, group.keys[rows], params=jax.tree.map(lambda leaf: leaf[rows], group.params),
+        progress=progress,
         describe=lambda replica: group.describe(first + replica), replicas_per_block=replicas_per_block,
     )  # fmt: skip
     return history | dict(x=x, y=y, labels=labels)

@@ -1,13 +1,13 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program (see `simulator.engine`). The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
-constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
+All replicas of one shape run in one compiled program (`simulator.replica`, through `simulator.engine`). The numbers that
+a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than constants in it, so changing
+them compiles nothing again, and `train` is the engine with one replica.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import platform
 import time
@@ -18,17 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-from simulator import engine, resume
-from simulator.data import Batch, Digits, draw_pairs, draw_world, take
-from simulator.encoders import Table, place_in_cones
+from simulator import engine, replica, resume
 from simulator.experiment import Experiment, join_traced, split_traced
-from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, info_nce, normalize_rows, sharded_info_nce
-from simulator.randomness import hashed_normal
-from simulator.store import describe_config, require_named_functions
+from simulator.store import describe_config, digest, require_named_functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +43,20 @@ class Run:
 
 
 def train(
-    experiment: Experiment, *, key: jax.Array, progress: bool = False, checkpoint: Path | str | None = None
+    experiment: Experiment,
+    *,
+    key: jax.Array,
+    params: Any = None,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
 ) -> Run:
     """Train one experiment.
 
     Args:
       experiment: what to train.
       key: JAX random key; data, towers and batches all derive from it.
+      params: parameters to start from (`Run.params`), for fine-tuning; the same key gives the same data. None
+        starts as the experiment says.
       progress: show a progress bar.
       checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
         to the bit.
@@ -66,14 +66,20 @@ def train(
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, a start that they cannot have, or a checkpoint of another run.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, params of another shape, or a checkpoint
+        of another run.
     """
+    if params is not None:
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
     saved = None
     if checkpoint is not None:
         config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
+        config |= dict(params=digest(params))
         require_named_functions(config)
         saved = resume.Checkpoint(Path(checkpoint), config)
-    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], progress=progress, checkpoint=saved)
+    history, state, x, y, labels, steps = train_replicas(
+        experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
+    )
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
@@ -90,6 +96,7 @@ def train_replicas(
     varied: dict[str, Sequence[float]],
     keys: jax.Array,
     *,
+    params: Any = None,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
     replicas_per_block: int | None = None,
@@ -101,6 +108,7 @@ def train_replicas(
       experiment: the common part.
       varied: traced field -> R numbers.
       keys: R random keys.
+      params: parameters to start from, each with a leading axis of R, as in the final state; None for none.
       progress: show a progress bar.
       describe: replica -> words for an error message.
       replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
@@ -116,8 +124,10 @@ def train_replicas(
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    measure = lambda state: engine.fetch(_evaluate(template, values, state, layout=layout)[0])  # noqa: E731
-    state = _initialise(template, values, keys, layout=layout)
+    measure = lambda state: engine.fetch(replica.evaluate(template, values, state, layout=layout)[0])  # noqa: E731
+    state = replica.initialise(template, values, keys, layout=layout)
+    if params is not None:
+        state = _start_from(params, state, template)
     rows = [measure(state)]
     at, saved_at = 0, time.monotonic()
     if checkpoint is not None and (saved := checkpoint.restore(_plain(state))) is not None:
@@ -130,7 +140,7 @@ def train_replicas(
     with bar:
         for stop in steps[len(rows) :]:
             for first, last in _slices(at, int(stop), bar):
-                state = jax.block_until_ready(_advance(template, values, state, first, last, layout=layout))
+                state = jax.block_until_ready(replica.advance(template, values, state, first, last, layout=layout))
                 if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
                     columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
                     checkpoint.save(int(last), _plain(state), columns)
@@ -138,7 +148,7 @@ def train_replicas(
             at = int(stop)
             rows.append(measure(state))
             _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
-    _, x, y, labels = _evaluate(template, values, state, layout=layout)
+    _, x, y, labels = replica.evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
@@ -194,7 +204,9 @@ def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block:
 def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Name -> (shape, dtype) of everything a replica leaves: its history over steps, x, y and labels."""
     steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
-    measured = jax.eval_shape(lambda key: _measure(experiment, _start(experiment, key)), jax.random.key(0))
+    measured = jax.eval_shape(
+        lambda key: replica.measure(experiment, replica.start(experiment, key)), jax.random.key(0)
+    )
     history = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
     return history | {
         name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)
@@ -210,9 +222,11 @@ def calibrate(experiment: Experiment) -> int:
         count = replicas_per_block * jax.device_count()
         keys = jax.random.split(jax.random.key(0), count)
         _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
-        state = _initialise(template, values, keys, layout=layout)
+        state = replica.initialise(template, values, keys, layout=layout)
         return (
-            engine.median_seconds(lambda: _advance(template, values, state, np.int32(0), np.int32(20), layout=layout))
+            engine.median_seconds(
+                lambda: replica.advance(template, values, state, np.int32(0), np.int32(20), layout=layout)
+            )
             / count
         )
 
@@ -229,11 +243,26 @@ def _shape_of_work(template: Experiment) -> str:
 def _bytes_per_replica(template: Experiment) -> int:
     """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
     values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
-    one = lambda values, key: _start(join_traced(template, values), key)  # noqa: E731
+    one = lambda values, key: replica.start(join_traced(template, values), key)  # noqa: E731
     state = jax.eval_shape(one, values, jax.random.key(0))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
     logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
     return size((state["params"], state["optimizer"])) + logits
+
+
+def _start_from(params, state, experiment: Experiment):
+    """The initial state with the given parameters [R, ...]; it may hold more replicas, which repeat the last one."""
+    shapes = lambda tree: [np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    same = jax.tree.structure(params) == jax.tree.structure(state["params"])
+    if not same or shapes(params) != shapes(state["params"]):
+        raise ValueError(
+            f"params have shapes {shapes(params)} and this experiment trains {shapes(state['params'])}; pass the params of "
+            "a run with the same towers, learned temperature and trained bias"
+        )
+    total = len(state["step"])
+    pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)  # noqa: E731
+    params = jax.tree.map(lambda leaf, old: pad(jnp.asarray(leaf), old.dtype), params, state["params"])
+    return state | dict(params=params, optimizer=jax.vmap(replica.make_optimizer(experiment).init)(params))
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
@@ -242,177 +271,23 @@ def evaluation_steps(steps: int, points: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], between[: points - 2], [steps]]))
 
 
-def _start(experiment: Experiment, key):
-    """The state of one replica before its first step."""
-    world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
-    data, dtype = experiment.data, jnp.dtype(experiment.dtype)
-    world = draw_world(data, key=world_key, dtype=dtype)
-    if isinstance(data, Digits):
-        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=train_key)
-        training = take(everything, slice(None, data.num_pairs))
-        held_out = take(everything, slice(data.num_pairs, None))
-    else:
-        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
-        held_out = draw_pairs(data, world, experiment.eval_pairs, key=held_out_key)
-    if experiment.is_table:
-        held_out = training
-    towers = _build_towers(experiment, jax.random.split(tower_key))
-    if experiment.start is not None:
-        inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
-        place_in_cones(experiment.start, *towers, *inputs, key=start_key)
-    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
-    if isinstance(experiment.loss.temperature, Learned):
-        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, dtype))
-    return dict(
-        params=params,
-        optimizer=_optimizer(experiment).init(params),
-        # A stream draws its pairs from the world; a fixed set keeps its pairs and this epoch's order.
-        source=world if data.num_pairs is None else training,
-        order=jnp.arange(data.num_pairs or 0),
-        held_out=held_out,
-        key=step_key,
-        step=jnp.zeros((), jnp.int32),
-        bad_step=jnp.full((), -1, jnp.int32),
-    )
+def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
+    """Parameters of the random towers before a start is imposed, each with a leading axis of R: what start=None gives
+    for these keys [R]. For a start made by hand (`params` of `train_replicas` and `sweep`)."""
 
+    def one(key):
+        tower_key = jax.random.split(key, 6)[3]  # as in the start of a replica
+        return replica.trained_params(experiment, replica.build_towers(experiment, jax.random.split(tower_key)))
 
-_initialise = engine.over_replicas(_start, in_blocks=False)
-
-
-@functools.partial(engine.over_replicas, in_blocks=True)
-def _advance(experiment: Experiment, state, start, stop):
-    optimizer = _optimizer(experiment)
-    data, batch_size = experiment.data, experiment.batch_size
-
-    def next_batch(state, step):
-        key = jax.random.fold_in(state["key"], step)
-        if data.num_pairs is None:
-            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
-        if batch_size == data.num_pairs:
-            return state["source"], state["order"]
-        position = step % (data.num_pairs // batch_size)
-        order = jax.lax.cond(position == 0, lambda: jax.random.permutation(key, data.num_pairs), lambda: state["order"])
-        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-        return take(state["source"], rows), order
-
-    def body(step, state):
-        batch, order = next_batch(state, step)
-        loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step)
-        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
-        bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
-        return state | dict(
-            params=optax.apply_updates(state["params"], updates),
-            optimizer=optimizer_state,
-            order=order,
-            step=(step + 1).astype(jnp.int32),
-            bad_step=bad.astype(jnp.int32),
-        )
-
-    return jax.lax.fori_loop(start, stop, body, state)
-
-
-def _measure(experiment: Experiment, state):
-    """(history, x, y, labels) of one replica, on its held-out pairs."""
-    x, y = _embed(state["params"], experiment, state["held_out"])
-    similarity = experiment.loss.similarity
-    temperature = _temperature(state["params"], experiment, state["step"])
-    measures = dataclasses.asdict(measure_gap(x, y, temperature=temperature, similarity=similarity))
-    loss = info_nce(x, y, temperature=temperature, similarity=similarity)
-    history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
-    return history, x, y, state["held_out"].labels
-
-
-_evaluate = engine.over_replicas(_measure, in_blocks=False)
-
-
-def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step):
-    """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
-    loss, shards = experiment.loss, experiment.batch_shards
-    options = dict(similarity=loss.similarity, block_size=loss.block_size)
-    if shards == 1:
-        function = functools.partial(info_nce, **options)
-    else:
-        function = functools.partial(sharded_info_nce, axis_name="batch", **options)
-        local = experiment.batch_size // shards
-        first = jax.lax.axis_index("batch") * local
-        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, local), batch)
-
-    def of_parameters(params):
-        return function(*_embed(params, experiment, batch), temperature=_temperature(params, experiment, step))
-
-    value, gradient = jax.value_and_grad(of_parameters)(params)
-    return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
-
-
-def _temperature(params, experiment: Experiment, step):
-    temperature = experiment.loss.temperature
-    if isinstance(temperature, Learned):
-        return jnp.exp(-params["log_scale"])
-    return jnp.asarray(temperature(step) if callable(temperature) else temperature, experiment.dtype)
-
-
-def _embed(params, experiment: Experiment, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    embeddings = []
-    for name, encoder in _encoders(experiment):
-        tower = nnx.merge(_graph(encoder, _input_width(experiment, name), experiment.dtype), params[name])
-        rows = tower(_inputs(encoder, batch, name))
-        embeddings.append(normalize_rows(rows) if experiment.normalize else rows)
-    return embeddings[0], embeddings[1]
-
-
-def _encoders(experiment: Experiment):
-    return ("x", experiment.encoder_x), ("y", experiment.encoder_y)
-
-
-def _inputs(encoder, batch: Batch, name: str):
-    return batch.index if isinstance(encoder, Table) else getattr(batch, name)
-
-
-def _input_width(experiment: Experiment, name: str) -> int:
-    data = experiment.data
-    encoder = dict(_encoders(experiment))[name]
-    return data.num_pairs if isinstance(encoder, Table) else getattr(data, f"dim_{name}")
-
-
-def _build_towers(experiment: Experiment, keys):
-    towers, widths = [], []
-    for (name, encoder), key in zip(_encoders(experiment), keys, strict=True):
-        width = _input_width(experiment, name)
-        tower = encoder(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
-        other = jax.tree.leaves(nnx.state(tower, nnx.Not(nnx.Param)))
-        if other:
-            raise ValueError(
-                f"encoder_{name} builds a {type(tower).__name__} with state other than nnx.Param (batch statistics or "
-                "random streams); only parameters are trained, so remove those layers"
-            )
-        towers.append(tower)
-        is_table = isinstance(encoder, Table)
-        example = jnp.zeros((1,), int) if is_table else jnp.zeros((1, width), experiment.dtype)
-        widths.append(jax.eval_shape(tower, example).shape[-1])
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"encoder_x embeds in {widths[0]} dimensions and encoder_y in {widths[1]}; give both the same embed_dim"
-        )
-    return towers
-
-
-@functools.lru_cache(maxsize=64)
-def _graph(encoder, width: int, dtype: str):
-    """The static half of a tower, found without computing anything."""
-    build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))  # noqa: E731
-    return nnx.split(nnx.eval_shape(build))[0]
-
-
-def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    return experiment.optimizer(experiment.learning_rate)
+    return jax.vmap(one)(keys)
 
 
 def _stop_on_nan(bad_step, loss, step, describe):
     bad = np.flatnonzero((bad_step >= 0) | ~np.isfinite(loss))
     if bad.size:
-        replica = int(bad[0])
-        when = int(bad_step[replica]) if bad_step[replica] >= 0 else int(step)
+        number = int(bad[0])
+        when = int(bad_step[number]) if bad_step[number] >= 0 else int(step)
         raise FloatingPointError(
-            f"the loss became NaN or infinite at step {when} in {describe(replica)} ({bad.size} of {len(loss)} replicas "
+            f"the loss became NaN or infinite at step {when} in {describe(number)} ({bad.size} of {len(loss)} replicas "
             "so far); lower the learning rate, raise the temperature, or use dtype='float64'"
         )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator.data import draw_pairs, draw_world
+from simulator.data import draw_pairs, draw_world, held_out_config
+from simulator.experiment import replace_field
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "sphere", "clusters"])
@@ -48,6 +49,86 @@ def test_same_key_same_data_other_key_other_data(key):
     assert np.abs(one.x - sim.sample(config, 5, key=jax.random.key(1)).x).max() > 0.1
 
 
+def latents(config, world, rows, modality):
+    """What a linear mixing without noise saw, [n, latent + private]."""
+    return np.asarray(rows) @ np.linalg.pinv(np.asarray(world[f"mix_{modality}"][0]))
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 10), (0.03, 0), (0.99, 40), (1.0, 40)])
+def test_mismatched_pairs(key, share, count):
+    """The stated share has another row's y, every y occurs once, and x stays."""
+    config = sim.LatentPairs(noise=0.0, mismatched=share)
+    world = draw_world(config, key=key, dtype=jnp.float64)
+    batch = draw_pairs(config, world, 40, key=key)
+    right = draw_pairs(held_out_config(config), world, 40, key=key)
+    np.testing.assert_array_equal(batch.x, right.x)
+    partner = [int(np.flatnonzero((np.asarray(right.y) == row).all(axis=1))[0]) for row in np.asarray(batch.y)]
+    assert sorted(partner) == list(range(40))
+    assert np.sum(np.array(partner) != np.arange(40)) == count
+    traced = jax.jit(lambda p: draw_pairs(replace_field(config, "mismatched", p), world, 40, key=key).y)(share)
+    np.testing.assert_allclose(traced, batch.y, atol=1e-12)
+
+
+def test_private_latents(key):
+    """Each modality sees the shared latent and its own, of the stated dimension and scale; the shared part of the world
+    does not depend on them."""
+    config = sim.LatentPairs(noise=0.0, latent_dim=3, private_dim_x=2, private_dim_y=4, private_scale_y=0.5)
+    world = draw_world(config, key=key, dtype=jnp.float64)
+    batch = draw_pairs(config, world, 4000, key=key)
+    seen_x, seen_y = latents(config, world, batch.x, "x"), latents(config, world, batch.y, "y")
+    assert (seen_x.shape, seen_y.shape) == ((4000, 5), (4000, 7))
+    np.testing.assert_allclose(seen_x[:, :3], seen_y[:, :3], atol=1e-10)
+    np.testing.assert_allclose(seen_x[:, 3:].std(axis=0), 1.0, rtol=0.05)
+    np.testing.assert_allclose(seen_y[:, 3:].std(axis=0), 0.5, rtol=0.05)
+    between = np.corrcoef(np.hstack([seen_x, seen_y[:, 3:]]).T) - np.eye(9)
+    assert np.abs(between).max() < 0.07
+    plain = sim.LatentPairs(noise=0.0, latent_dim=3)
+    np.testing.assert_array_equal(draw_world(plain, key=key)["mix_y"][0], draw_world(config, key=key)["mix_y"][0][:3])
+
+
+def test_several_queries_per_gallery_row(key):
+    config = sim.LatentPairs(noise=0.1, queries_per_gallery=3, latent="clusters")
+    batch = sim.sample(config, 10, key=key, dtype=jnp.float64)
+    x, y = np.asarray(batch.x), np.asarray(batch.y)
+    for first in (0, 3, 6, 9):
+        group = slice(first, first + 3)
+        assert (x[group] == x[first]).all()
+        assert (np.asarray(batch.labels[group]) == int(batch.labels[first])).all()
+    assert len(np.unique(x, axis=0)) == 4
+    assert len(np.unique(y, axis=0)) == 10
+    assert len(np.unique(sim.sample(held_out_config(config), 10, key=key).x, axis=0)) == 10
+
+
+def test_same_observation(key):
+    batch = sim.sample(sim.LatentPairs(dim_x=9, dim_y=9, same_observation=True), 20, key=key)
+    np.testing.assert_array_equal(batch.x, batch.y)
+    wrong = sim.sample(sim.LatentPairs(dim_x=9, dim_y=9, same_observation=True, mismatched=1.0), 20, key=key)
+    assert (np.asarray(wrong.x) != np.asarray(wrong.y)).any(axis=1).all()
+
+
+def test_anisotropy(key):
+    """Standard deviations fall as a power of the coordinate, with the total variance kept."""
+    config = sim.LatentPairs(noise=0.0, latent_dim=4, anisotropy=1.5)
+    world = draw_world(config, key=key, dtype=jnp.float64)
+    spread = latents(config, world, draw_pairs(config, world, 20_000, key=key).x, "x").std(axis=0)
+    np.testing.assert_allclose(spread / spread[0], np.arange(1, 5) ** -1.5, rtol=0.03)
+    assert float((spread**2).sum()) == pytest.approx(4.0, rel=0.02)
+
+
+def test_class_imbalance(key):
+    config = sim.LatentPairs(latent="clusters", num_clusters=4, class_imbalance=1.0)
+    labels = np.asarray(sim.sample(config, 20_000, key=key).labels)
+    np.testing.assert_allclose(np.bincount(labels) / 20_000, np.array([12, 6, 4, 3]) / 25, atol=0.012)
+
+
+def test_knobs_that_are_off_change_nothing(key):
+    """The draws are those of the release before the knobs: stored results of other experiments stay what they are."""
+    batch = sim.sample(sim.LatentPairs(8, latent_dim=2, dim_x=3, dim_y=4), 2, key=key)
+    before = [[-0.6780884, -0.14214496, -0.0638158], [-2.125439, -0.70666856, -0.16687085]]
+    np.testing.assert_allclose(batch.x, before, rtol=1e-6)
+    np.testing.assert_allclose(batch.y[0], [-0.85235816, 0.4185157, -0.25499558, -0.8001228], rtol=1e-6)
+
+
 def test_digits_are_halves_of_images(key):
     from sklearn.datasets import load_digits
 
@@ -67,6 +148,14 @@ def test_digits_are_halves_of_images(key):
         (dict(latent="cube"), "one of"),
         (dict(mixing="cnn"), "one of"),
         (dict(num_pairs=5, latent="clusters", num_clusters=10), "10 clusters and only 5 pairs"),
+        (dict(mismatched=1.1), "mismatched is 1.1"),
+        (dict(anisotropy=-1.0), "anisotropy"),
+        (dict(private_dim_x=-1), "private_dim_x"),
+        (dict(private_scale_y=float("nan")), "private_scale_y"),
+        (dict(queries_per_gallery=0), "queries_per_gallery"),
+        (dict(class_imbalance=1.0), "has no classes"),
+        (dict(same_observation=True), "needs dim_x = dim_y"),
+        (dict(same_observation="yes"), "same_observation"),
     ],
 )
 def test_bad_settings(change, words):

@@ -14,7 +14,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 import simulator as sim
-from simulator import engine, training
+from simulator import engine, replica, training
 from simulator.data import take
 from simulator.training import calibrate, evaluation_steps, train_replicas
 
@@ -26,7 +26,7 @@ SMALL = dict(
 
 def plain_loop(experiment: sim.Experiment, key):
     """One replica, step by step: the loss written with two logsumexps and differentiated by JAX."""
-    state = training._start(experiment, key)
+    state = replica.start(experiment, key)
     params, source, order = state["params"], state["source"], state["order"]
     optimizer = experiment.optimizer(experiment.learning_rate)
     opt_state = optimizer.init(params)
@@ -35,7 +35,7 @@ def plain_loop(experiment: sim.Experiment, key):
     @jax.jit
     def step(params, opt_state, batch):
         def loss(params):
-            x, y = training._embed(params, experiment, batch)
+            x, y = replica.embed(params, experiment, batch)
             scores = x @ y.T / experiment.loss.temperature
             return jnp.mean(0.5 * (logsumexp(scores, 1) + logsumexp(scores, 0)) - jnp.diagonal(scores))
 
@@ -47,16 +47,16 @@ def plain_loop(experiment: sim.Experiment, key):
             order = jax.random.permutation(jax.random.fold_in(state["key"], i), experiment.data.num_pairs)
         first = i % batches * experiment.batch_size
         params, opt_state = step(params, opt_state, take(source, order[first : first + experiment.batch_size]))
-    return training._embed(params, experiment, state["held_out"])
+    return replica.embed(params, experiment, state["held_out"])
 
 
 def test_float64_training_equals_a_plain_loop():
     experiment = sim.Experiment(**SMALL, dtype="float64", loss=sim.InfoNCE(0.05))
     keys = jax.random.split(jax.random.key(0), 4)
     _, _, x, y, _, _ = train_replicas(experiment, {}, keys, replicas_per_block=2)
-    for replica in (0, 3):
-        found = plain_loop(experiment, keys[replica])
-        np.testing.assert_allclose((x[replica], y[replica]), found, atol=1e-8)
+    for number in (0, 3):
+        found = plain_loop(experiment, keys[number])
+        np.testing.assert_allclose((x[number], y[number]), found, atol=1e-8)
     other = plain_loop(dataclasses.replace(experiment, loss=sim.InfoNCE(0.0505)), keys[0])
     assert np.abs(x[0] - np.asarray(other[0])).max() > 1e-4  # a temperature 1 % off is seen
 

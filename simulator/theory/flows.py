@@ -20,15 +20,6 @@ m_y·u_x = s, m_x·u_y = −s, u_x·u_y = c, so Q^y = (1/n)(1 − (s/τ) q_i), Q
 ẏ_i = (1/τ) P_y[x_i − ½ Σ_k (Q^x + Q^y)(k,i) x_k] is, to first order, (1/τ) P_y[a_i + (s/2τ) q_i m_x]. Its components
 are
     q̇ = (1/τ)[c p − (s²/2τ) q],   ṗ = (1/τ)[c q − (s²/2τ) p],   across the great circle ḃ = a/τ, ȧ = b/τ.
-
-**Towers.** Gradient descent on linear towers multiplies the velocities of p and q, as vectors over the n samples, by
-kernels K_x and K_y. With m = p + q, δ = p − q, A = s²/2τ: ṁ = (1/2τ)[(c − A)(K_x + K_y) m − (c + A)(K_x − K_y) δ].
-Positive definite kernels keep the sign of the growing eigenvalue (Sylvester), and with it the threshold A = c, but
-the *variance* of m sees the second term at once. Random towers start aligned with their own kernels: p ~ N(0, C_x),
-q ~ N(0, C_y), independent, K ∝ C in each modality. So E mᵀ(K_x − K_y)δ = tr (K_x − K_y)(C_x − C_y), and
-d E‖m‖²/dt = 0 where (c − A) = (c + A) κ with
-    κ = tr (K_x − K_y)(C_x − C_y) / tr (K_x + K_y)(C_x + C_y),   that is   A = c (1 − κ)/(1 + κ):
-unlike kernels lower the apparent threshold, as a temperature τ (1 − κ)/(1 + κ) would.
 """
 
 from __future__ import annotations
@@ -103,7 +94,7 @@ def mode_rates_euclidean(gap_norm, temperature) -> ModeRates:
       ValueError: a negative gap norm or a temperature <= 0.
 
     Assumes: clusters with Gε/τ ≪ 1 and ε²/τ ≪ 1. G ≫ ε alone is not enough for compression: that needs G² > τ.
-    Error: O(ε) relative.
+    Error: O(Gε/τ) of the faster rate; of itself for a rate that is not much smaller, as the common one near G² = τ is.
     Source: Chowers et al. 2026, Thm 3.1; rates derived here: theory.md C2 (module docstring).
     """
     gap_norm, temperature = _broadcast(gap_norm=(gap_norm, 0.0), temperature=(temperature, None))
@@ -127,7 +118,7 @@ def mode_rates_sphere(angle, temperature) -> ModeRates:
       ValueError: an angle outside [0, π] or a temperature <= 0.
 
     Assumes: clusters with ε sin θ/τ ≪ 1 and ε²/τ ≪ 1; the great circle of the means exists (0 < θ < π).
-    Error: O(ε) relative.
+    Error: O(ε sin θ/τ) of the faster rate, as in `mode_rates_euclidean`.
     Source: derived here: theory.md C2 (module docstring).
     """
     angle, temperature = _broadcast(angle=(angle, 0.0), temperature=(temperature, None))
@@ -153,71 +144,36 @@ def critical_gap_norm(temperature) -> np.ndarray:
       ValueError: a temperature <= 0.
 
     Assumes: tight clusters, free embeddings.
-    Error: O(ε) relative, with a factor that is the clusters' third moment: O(ε²) where that vanishes.
+    Error: O(ε/√τ) relative, with a factor that is the clusters' third moment over ε times the second: at most the largest
+      deviation over ε, and 0 for symmetric clusters, where the error is O(ε²/τ).
     Source: derived here: theory.md N1.
     """
     (temperature,) = _broadcast(temperature=(temperature, None))
     return np.sqrt(temperature)
 
 
-def critical_angle(temperature, *, mismatch=0.0) -> np.ndarray:
+def critical_angle(temperature) -> np.ndarray:
     """The angle between two cones above which the variance along the gap decays, on the unit sphere.
 
-    θ_c = arccos(√(1 + t²) − t), t = τ (1 − κ)/(1 + κ). Both modes along the great circle decay iff sin²θ > 2τ|cos θ|:
-    at equality 1 − c² = 2τc has the root c = √(1 + τ²) − τ. So θ_c < θ < π − θ_c; below, the common mode grows,
-    above, the opposite one.
+    θ_c = arccos(√(1 + τ²) − τ). Both modes along the great circle decay iff sin²θ > 2τ|cos θ|: at equality
+    1 − c² = 2τc has the root c = √(1 + τ²) − τ. So θ_c < θ < π − θ_c; below, the common mode grows, above, the
+    opposite one.
 
     Args:
-      temperature: τ > 0, a number or an array.
-      mismatch: κ in [0, 1), from `kernel_mismatch`: 0 for free embeddings and for towers with equal kernels.
+      temperature: τ > 0, a number or an array; ρτ for towers with coupling ρ (`simulator.theory.towers`).
 
     Returns:
       θ_c in radians, 0 < θ_c < π/2.
 
     Raises:
-      ValueError: a temperature <= 0, or a mismatch outside [0, 1).
+      ValueError: a temperature <= 0.
 
-    Assumes: tight clusters. With κ > 0 it is the angle at which the mean variance of the common mode over random
-      towers is stationary at the start; the eigenvalue that grows changes sign at κ = 0 whatever the kernels.
+    Assumes: tight clusters, free embeddings.
     Error: as `critical_gap_norm`.
-    Source: derived here: theory.md N1; κ in the module docstring.
+    Source: derived here: theory.md N1.
     """
-    temperature, mismatch = _broadcast(temperature=(temperature, None), mismatch=(mismatch, 0.0))
-    if np.any(mismatch >= 1):
-        raise ValueError(f"mismatch is {np.max(mismatch):g} at its largest; it must be below 1")
-    effective = temperature * (1 - mismatch) / (1 + mismatch)
-    return np.arccos(np.sqrt(1 + effective**2) - effective)
-
-
-def kernel_mismatch(latent_dim: int, dim_x: int, dim_y: int) -> float:
-    """How unlike the kernels of two linear towers are, that see one Gaussian latent through two random matrices.
-
-    κ = (r + 1)/(N_x + N_y + r + 1).
-
-    Inputs U = Z M, M with N columns and entries N(0, 1/r), give K = N Z W Zᵀ/r and, with weights of variance 1/N,
-    outputs of covariance C = Z W Zᵀ/r, where W = r M Mᵀ/N has mean I and E‖W − I‖² = r(r + 1)/N. With E Zᵀ Z ∝ I for
-    training and for independent held-out pairs, tr (K_x − K_y)(C_x − C_y) ∝ N_x‖W_x − I‖² + N_y‖W_y − I‖² = 2r(r + 1),
-    and tr (K_x + K_y)(C_x + C_y) ∝ (N_x + N_y) 2r + 2r(r + 1).
-
-    Args:
-      latent_dim: r, dimension of the latent.
-      dim_x, dim_y: N_x, N_y, dimensions of the two observations.
-
-    Returns:
-      κ, 0 < κ < 1.
-
-    Raises:
-      ValueError: a dimension below 1.
-
-    Assumes: no observation noise; linear towers with weights of variance 1/(inputs), trained without momentum,
-      measured on held-out pairs.
-    Error: exact, as a ratio of means, for outputs that keep their length. Scaling each modality to one spread, as `Cones`
-      does, lowers κ by a few percent of itself (5 % at r = 8, N = 8: brute force), and so raises the angle by up to 2 %.
-    Source: derived here (module docstring, Towers).
-    """
-    for name, value in (("latent_dim", latent_dim), ("dim_x", dim_x), ("dim_y", dim_y)):
-        require_integer(name, value)
-    return (latent_dim + 1) / (dim_x + dim_y + latent_dim + 1)
+    (temperature,) = _broadcast(temperature=(temperature, None))
+    return np.arccos(np.sqrt(1 + temperature**2) - temperature)
 
 
 def defect_ratio_rate(gap_norm, temperature, dimensions: int) -> np.ndarray:

@@ -187,9 +187,7 @@ def predicted_height_velocity(x, y, direction, *, temperature: float) -> HeightV
     x, y = _paired(x, y)
     v = _direction(direction, x.shape[1])
     for name, rows in (("x", x), ("y", y)):
-        worst = np.max(np.abs(np.linalg.norm(rows, axis=1) - 1))
-        if worst > 1e-9:
-            raise ValueError(f"{name} has rows whose length is off 1 by {worst:.2g}; normalise them first")
+        _require_unit(name, rows)
     height_x = _constant("x", x, v)
     q = softmaxes(x, y, temperature=temperature, similarity="cosine")
     pull, cosines = q.over_gallery + q.over_queries, x @ y.T
@@ -310,32 +308,56 @@ def predicted_simplex_height(times, *, num_pairs: int, height: float, temperatur
     return np.array([height_at(time) for time in times])
 
 
-def predicted_closing_rate(loss, *, num_pairs: int) -> np.ndarray:
-    """How fast the gap of `simplex_pairs` closes on the sphere, from the loss alone.
+class ClosingRate(NamedTuple):
+    """entropy: H, mean entropy of the 2n softmaxes. loss: L. Both in nats."""
 
-    −d ln G/dt = (1 − e^{−L}) ln((n − 1)/(e^L − 1)): no temperature and no height is left in it.
+    entropy: float
+    loss: float
 
-    Derivation: in `predicted_simplex_height` the loss fixes z, since e^L − 1 = (n − 1) e^{−z}. For L → 0 the rate is
-    L ln((n − 1)/L): it dies with the loss, and the gap outlives any time at which the loss is small enough.
+    @property
+    def rate(self) -> float:
+        """H − L = −d ln(v·g)/dt."""
+        return self.entropy - self.loss
+
+
+def predicted_closing_rate(x, y, direction, *, temperature: float) -> ClosingRate:
+    """How fast the gap along a direction closes under the cosine flow on the sphere, both modalities constant along it.
+
+    −d ln(v·g)/dt = H − L = ∂L/∂ln τ, H the mean entropy of the 2n softmaxes: neither the heights nor τ are left in it.
+
+    Derivation: average `predicted_height_velocity` over the queries, and with x and y exchanged over the gallery. The
+    marginal parts vanish, as ΣS = n. Both brackets have the mean B = (1/n) [2Σ s_ii − ΣP s], so the rate is B/2τ. For
+    each softmax q of scores s/τ, Σ q s/τ = ln Σ e^{s/τ} − H(q), hence B/2τ = H − L; and ∂L/∂(1/τ) = −B/2.
+    It dies with the loss. At weight e^{−ℓ} of the partner, a softmax has its largest entropy when the rest is even, so
+    it adds at most f(ℓ) = (1 − e^{−ℓ}) ln((n − 1)/(e^ℓ − 1)) to H − L. With w = 1 − e^{−ℓ},
+    f″ = −(1 − w) [ln((n − 1)(1 − w)/w) + 1/w] is negative for ℓ <= ln n: if every partner has a weight >= 1/n, then
+    H − L <= f(L) ~ L ln((n − 1)/L). `simplex_pairs` attain it: nothing closes faster at their loss.
 
     Args:
-      loss: L [...], nats, in (0, ln n).
-      num_pairs: n >= 2.
+      x, y: [n, d], unit rows, both constant along `direction`.
+      direction: v [d], a unit vector.
+      temperature: τ > 0, of the cosine.
 
     Returns:
-      The rate, of the shape of `loss`, per unit of flow time.
+      ClosingRate; its `rate` is per unit of flow time, and negative where pairs are matched so badly that the gap opens.
 
     Raises:
-      ValueError: a loss outside (0, ln n).
+      ValueError: rows that are not of unit length or vary along the direction, or as `softmaxes`.
 
-    Error: exact.
-    Source: derived here: theory.md C3.
+    Error: exact; rounding is of the order 1e-16/L, relative.
+    Source: derived here, from theory.md C3.
     """
-    require_integer("num_pairs", num_pairs, least=2)
-    loss = np.asarray(loss, float)
-    if not np.all((loss > 0) & (loss < np.log(num_pairs))):
-        raise ValueError(f"loss is {loss}; that of simplex pairs lies between 0 and ln n = {np.log(num_pairs):.4g}")
-    return -np.expm1(-loss) * np.log((num_pairs - 1) / np.expm1(loss))
+    from scipy.special import entr
+
+    x, y = _paired(x, y)
+    v = _direction(direction, x.shape[1])
+    for name, rows in (("x", x), ("y", y)):
+        _require_unit(name, rows)
+        _constant(name, rows, v)
+    q = softmaxes(x, y, temperature=temperature, similarity="cosine")
+    both = np.stack([q.over_gallery, q.over_queries])
+    partners = np.diagonal(both, axis1=1, axis2=2)
+    return ClosingRate(float(entr(both).sum() / (2 * len(x))), float(-np.log(partners).mean()))
 
 
 def _paired(x, y) -> tuple[np.ndarray, np.ndarray]:
@@ -352,6 +374,12 @@ def _direction(direction, dimensions: int) -> np.ndarray:
     if v.shape != (dimensions,) or not abs(np.linalg.norm(v) - 1) < 1e-9:
         raise ValueError(f"direction has shape {v.shape}; expected a unit vector of {dimensions} dimensions")
     return v
+
+
+def _require_unit(name: str, rows: np.ndarray):
+    worst = np.max(np.abs(np.linalg.norm(rows, axis=1) - 1))
+    if worst > 1e-9:
+        raise ValueError(f"{name} has rows whose length is off 1 by {worst:.2g}; normalise them first")
 
 
 def _constant(name: str, rows: np.ndarray, v: np.ndarray) -> float:

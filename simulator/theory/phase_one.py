@@ -4,7 +4,9 @@ Float64 NumPy. All laws are for free embeddings under the sqeuclidean InfoNCE fl
 G₀ = ‖g(0)‖, r = G₀²/τ > 1. Rows enter as deviations from their modality's mean; along the gap they are α_i (gallery)
 and β_i (queries), across it a_i and b_i. Variances are at the start. To first order α + β decays at λ_s = (2/τ)(r − 1)
 and β − α at λ_d = (2/τ)(r + 1), while across the gap a + b grows at 2/τ and b − a decays at 2/τ. Phase 1 ends at the
-first minimum of v = v_x + v_y, the variance along the gap.
+first minimum of v = v_x + v_y, the variance along the gap. Orders of errors are in ε, the scale of the clusters in units
+of √τ; "odd moments" are sample means of odd degree in a start's deviations: 0 for clusters that are symmetric about
+their means, 0 in expectation for Gaussian ones.
 """
 
 from __future__ import annotations
@@ -87,8 +89,9 @@ def predicted_log_gap_change(start: TightStart) -> float:
     Returns:
       ln(G₁/G₀), negative.
 
-    Assumes: tight clusters; the relative error is `predicted_shortfall` plus O(ε²/τ).
-    Error: a relative shortfall of order (dε²/G₀²)^{(r−1)/(r+1)} for clusters of scale ε.
+    Assumes: tight clusters: dε² ≪ 1, d the dimension across the gap.
+    Error: relative; `predicted_shortfall`, of order (dε²/r)^{(r−1)/(r+1)}, and O(ε) times odd moments (the third order
+      of d ln G/dt), the larger of the two from r = 3 on.
     Source: derived here: theory.md N2.
     """
     squared, temperature = start.squared_gap, start.temperature
@@ -107,7 +110,8 @@ def predicted_end(start: TightStart) -> PhaseOneEnd:
 
     t₁ = (τ/4(r + 1)) ln X, residual = X^{−(r−1)/(r+1)}, X = (r − 1) Var(α + β)/(2K), K = r Var(‖u‖²)/(τ (r + 3)²).
 
-    Derivation: to second order S^y_i − 1 = (mean‖b‖² − ‖b_i‖²)/τ, likewise for x. Along the gap this drives β − α by
+    Derivation: once α and β have decayed, S^y_i − 1 = (mean‖b‖² − ‖b_i‖²)/τ to second order, likewise for x, and
+    β̇_i contains (G/τ)(S^y_i − 1), α̇_k contains −(G/τ)(S^x_k − 1). Along the gap this drives β − α by
     −(2G/τ²)(‖u_i‖² − mean) e^{4t/τ} (and α + β only by a constant, since ‖a_i‖² − ‖b_i‖² = (a + b)·(a − b) does not
     grow), so β_i − α_i → −(G/τ)(‖u_i‖² − mean) e^{4t/τ}/(r + 3), of variance K e^{8t/τ}. The minimum of
     2v = Var(α + β) e^{−2λ_s t} + K e^{8t/τ} is at e^{4(r+1)t/τ} = X.
@@ -119,7 +123,8 @@ def predicted_end(start: TightStart) -> PhaseOneEnd:
       PhaseOneEnd.
 
     Assumes: tight clusters, and a start that grows across the gap (Var‖u‖² > 0).
-    Error: vanishes as ε → 0; relative order ε^{2r/(r+1)} in the modes.
+    Error: relative, in X and in the residual: O(ε^{2/(r+1)}) times odd moments (what is left of the start against what
+      is driven), O(ε^{4/(r+1)}) and O((dε²)^{r/(r+1)}).
     Source: derived here: theory.md N2 (the constant is new).
     """
     r, temperature = start.ratio, start.temperature
@@ -146,8 +151,8 @@ def predicted_shortfall(start: TightStart) -> float:
     Returns:
       The relative shortfall, >= 0.
 
-    Assumes: as `predicted_end`.
-    Error: vanishes as ε → 0.
+    Assumes: as `predicted_end`, and r < 3: beyond, the O(ε) of the law's own error hides it.
+    Error: relative; O(ε^{(3−r)/(r+1)}) times odd moments (that O(ε)), and the errors of `predicted_end`.
     Source: derived here: theory.md N2 (the constant is new).
     """
     r = start.ratio
@@ -172,7 +177,7 @@ def predicted_balance_leak(start: TightStart) -> float:
       The share, between −1/r and 1/r.
 
     Assumes: tight clusters.
-    Error: as `predicted_log_gap_change`.
+    Error: absolute, of the size of the relative error of `predicted_log_gap_change`.
     Source: derived here: theory.md N2.
     """
     r = start.ratio
@@ -187,41 +192,23 @@ class Exponents(NamedTuple):
     ratio: float
 
 
-def predicted_shortfall_exponent(ratio: float) -> float:
-    """The power of ε with which the shortfall of phase 1 falls: 2(r − 1)/(r + 1).
-
-    Args:
-      ratio: r = G₀²/τ > 1.
-
-    Returns:
-      The exponent: 0 at the critical gap r = 1, towards 2 far above it.
-
-    Raises:
-      ValueError: a ratio <= 1.
-
-    Error: as `predicted_shortfall`, of which it is the power of ε.
-    Source: derived here: theory.md N2.
-    """
-    require_number("ratio", ratio, above=1.0)
-    return 2 * (ratio - 1) / (ratio + 1)
-
-
 def predicted_rise_exponents() -> Exponents:
     """How the relative rise of the gap in phase 2 scales: as ε⁰ (G₀²/τ)^{−2}.
 
-    ln(G_end/G₁) → c (τ/G₀²)² as ε → 0 and then r → ∞, c set by the pattern of the growing mode alone.
+    ln(G₂/G₁) → c (τ/G₀²)² as ε → 0 and then r → ∞, with G₂ the gap at a fixed time (in units of τ) after the growing
+    mode has reached the scale √τ, at (τ/2) ln(1/ε); c is set by the pattern of that mode and the time alone.
 
     Derivation: phase 2 leaves the clusters along the growing mode u e^{2t/τ}. Another scale ε only shifts its time by
-    (τ/2) ln ε, so its rise does not depend on ε. For r ≫ 1 the variance along the gap sits at its fixed point, where
-    h_ki is τ/2G times a potential of the orthogonal kernel (theory.md N3): at that order S = 1 and G stands still.
-    The exact balance dG² = 2dv + (4/nτ)[2Σ h_ii² − Σ(Q^x + Q^y)h²]dt leaves ΔG² = O(τ²/G²), as phase 2 takes a time
-    O(τ) whatever G is.
+    (τ/2) ln ε, so its rise does not depend on ε. Along the gap rows relax at 2r/τ, for r ≫ 1 much faster than anything
+    moves across it: the variance there sits at its fixed point, where h_ki is τ/2G times a potential of the orthogonal
+    kernel (theory.md N3); at that order S = 1 and G stands still.
+    The exact balance dG² = 2dv + (4/nτ)[2Σ h_ii² − Σ(Q^x + Q^y)h²]dt leaves ΔG² = O(τ²/G²) in a time O(τ).
 
     Returns:
       Exponents(scale=0, ratio=−2).
 
-    Assumes: pairs that end with a loss near 0.
-    Error: relative O(1/r) and O(ε^{2r/(r+1)}).
+    Assumes: tight clusters, dε² ≪ 1.
+    Error: relative O(1/r) and O(dε²).
     Source: derived here: theory.md N2 (the exponent of r is new).
     """
     return Exponents(0.0, -2.0)

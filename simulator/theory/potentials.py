@@ -11,8 +11,8 @@ under zero mean reads
 A regulariser of x⊥ and y⊥ does not enter. As η → 0, ΣN = 0 forces ν, ν' → 0, so N has zero row and column sums. The
 rows of diag(r) Q^y sum to r_k by definition; the zero column sums of N make its columns sum to c_i. Likewise the
 columns of Q^x diag(c) sum to c_i by definition and its rows to r_k. Both are e^{−D/τ} scaled by a factor per row and
-one per column, and a positive matrix has only one scaling with given marginals (Sinkhorn): both are P, the factors are
-e^{φ̂} and e^{ψ̂} up to a constant.
+one per column, and a positive matrix has only one scaling with given marginals (Sinkhorn): both are P. The factor per
+column of the first is e^{ψ̂}, the factor per row of the second e^{φ̂}, up to constants: φ̂ = φ, ψ̂ = ψ.
 **Next order.** Put φ̂ = φ + η φ₁, ψ̂ = ψ + η ψ₁ and keep what is linear in η: with T_ki = φ₁_k + ψ₁_i − u_ki²,
     ½ Σ_k P_ki [2 T_ki − (row mean of T)_k − (column mean of T)_i] = 2 Σ_k (P − M)_ki u_ki + ν₁   (all i), and the same
 with the sum over i (all k), means weighted by P. These are n_x + n_y + 2 linear equations with the two zero means.

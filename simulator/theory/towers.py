@@ -1,80 +1,71 @@
 """Tight clusters seen through a network: what a tower's tangent kernel does to the free flow on the sphere.
 
-A free embedding moves along its own negative gradient. The output of a tower moves along the gradients of all
-samples, weighted by the tangent kernel Θ = J Jᵀ of its parameters. While the clusters are tight the flow is linear
-in the deviations, so the tower's generator is the free one multiplied by the kernel. Float64 NumPy throughout.
+A free embedding moves along its own negative gradient. The output of a tower moves along the gradients of all samples,
+weighted by the tangent kernel Θ = J Jᵀ of its parameters. While the clusters are tight the free velocity is linear in
+the deviations (`tight_velocity`), so a tower's is the free one multiplied by its kernel (`linearized_training`).
+
+**One threshold for towers.** Let p, q (vectors over the n samples) be the deviations along the great circle, both in
+the sense from m_x to m_y; c = cos θ, A = sin²θ/2τ. A kernel that acts on samples alone gives
+    ṗ = (1/τ) K_x (−A p + c q),   q̇ = (1/τ) K_y (c p − A q).
+Free embeddings have K = I and grow below A = |c|. For towers the same condition holds at another temperature,
+A = |c| ρ, or sin²θ = 2ρτ|cos θ|: `critical_angle(ρ τ)`, with a coupling ρ <= 1 that depends on when one looks.
+
+*At last.* With K = K_x ⊕ K_y and M = [[−A, c], [c, −A]] ⊗ I, K M is similar to K^½ M K^½, which has as many positive
+eigenvalues as M restricted to the range of K (Sylvester's law of inertia): the kernel sets rates, not signs. The range
+is what the towers can reach, ran K_x ⊕ ran K_y. In orthonormal bases Q_x, Q_y the restriction is
+[[−A I, c Q_xᵀQ_y], [·, −A I]], with eigenvalues −A ± c ρ_j, ρ_j the canonical correlations of the two ranges. So some
+mode grows iff A < |c| ρ₁ (`first_canonical_pair`); ρ₁ = 1 iff both towers can reach one common pattern.
+
+*At first.* Random towers start at independent p ~ N(0, C_x), q ~ N(0, C_y), so
+    ½ d E‖p + q‖²/dt = (1/τ)(−A S + c X),  S = tr K_x C_x + tr K_y C_y,  X = tr K_x C_y + tr K_y C_x,
+which vanishes at A = c ρ̄ with ρ̄ = X/S (`kernel_alignment`). As C ∝ K in each modality, ρ̄ is how alike the two
+kernels are, 2 tr K_x K_y/(tr K_x² + tr K_y²) for equal scales: at most ρ₁² <= ρ₁, and 1 for equal kernels. The opposite
+mode has −A S − c X, and across the great circle, where ȧ = K_x b/τ and ḃ = K_y a/τ, common and opposite modes have ±X:
+random towers start as free embeddings whose partner pulls ρ̄ times as hard.
+
+*Between.* Later the decaying modes die and the growing ones remain, so the angle at which E‖p + q‖² is stationary moves
+from the coupling ρ̄ to ρ₁ (`apparent_critical_angle`).
+
+Kernels of networks also mix outputs (`output_mixing`): along and across leak into one another, the across modes grow at
+any angle, and none of the above is exact. Width undoes it (`mixing_exponent`, `DRIFT_EXPONENT`). Float64 NumPy throughout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from simulator.theory.flows import critical_angle, mode_rates_sphere
+from simulator.theory.flows import mode_rates_sphere
 from simulator.validation import require_integer, require_number
 
 
-def sphere_coupling(angle: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Free flow of one pair's deviations on the sphere, as matrices: along the great circle of the means, and across.
+def tight_velocity(deviations: np.ndarray, *, angle: float, temperature: float) -> np.ndarray:
+    """Velocity of free tight clusters on the sphere, linear in their deviations.
 
-    d(α, β)/dt = M (α, β), M = −(1/2τ)[[s²/τ, −2c], [−2c, s²/τ]];  d(a⊥, b⊥)/dt = (1/τ)[[0, 1], [1, 0]] (a⊥, b⊥),
-    c = cos θ, s = sin θ; α and β count positive in the same sense of turning, from m_x towards m_y. These are the
-    symmetric matrices with the rates of `mode_rates_sphere` on the modes (1, 1) and (1, −1).
+    (ȧ, ḃ) = ½ ((λ₊ + λ₋) a + (λ₊ − λ₋) b, (λ₊ − λ₋) a + (λ₊ + λ₋) b), λ± the rates of the common and the opposite mode
+    of `mode_rates_sphere`: those along the great circle for the first direction, those across it for the others.
 
     Args:
+      deviations: (a, b) in the frames of `great_circle_frames`, [2, n, m].
       angle: θ between the cluster means, in radians, 0 to π.
       temperature: τ > 0, of cosine logits.
 
     Returns:
-      (along [2, 2], across [2, 2]) in inverse units of the flow's time; rows and columns are (x, y).
+      (ȧ, ḃ) [2, n, m], per unit of the flow's time.
 
     Raises:
       ValueError: an angle outside 0 to π, a temperature that is not positive.
 
     Assumes: as `mode_rates_sphere`.
-    Error: O(ε) relative.
+    Error: O(ε/τ) relative.
     Source: derived here: theory.md C2.
     """
-    require_number("angle", angle, least=0.0, most=np.pi)
-    require_number("temperature", temperature, above=0.0)
     rates = mode_rates_sphere(angle, temperature)
-    join = lambda same, opposite: 0.5 * np.array([  # noqa: E731
-        [same + opposite, same - opposite], [same - opposite, same + opposite],
-    ])  # fmt: skip
-    return join(rates.common_along, rates.opposite_along), join(rates.common_across, rates.opposite_across)
-
-
-def reachable_critical_angle(temperature: float, correlation: float) -> float:
-    """Smallest angle between the means of two linear towers at which every mode along the great circle decays.
-
-    The root of sin²θ = 2ρτ cos θ: `critical_angle` at the temperature ρτ; the other end is π − θ_c.
-
-    A kernel that acts on samples alone gives the generator K M along the great circle, with K = blockdiag(K_x, K_y)
-    positive semi-definite and M = −(1/2τ)[[s²/τ, −2c], [−2c, s²/τ]] ⊗ I. K M is similar to K^½ M K^½, which has as many
-    positive eigenvalues as M restricted to the range of K (Sylvester's law of inertia): rates change, signs do not.
-    That range is what the towers can reach, ran K_x ⊕ ran K_y. In orthonormal bases Q_x, Q_y of its two parts the
-    restriction is −(1/2τ)[[s²/τ I, −2c Q_xᵀQ_y], [·, s²/τ I]], negative definite iff s²/τ > 2|c| ρ, where
-    ρ = σ_max(Q_xᵀQ_y) is the first canonical correlation of the two reaches. ρ = 1, the free threshold, iff some
-    deviation α = β is in reach of both, as with kernels of full rank. At the boundary the first canonical pair,
-    u = Q_x p and w = Q_y q, stands still under any K_x, K_y of that range, since
-    Q_x Q_xᵀ(−s²u/τ + 2cw) = (−s²/τ + 2cρ) u = 0: there the boundary shows without knowing the kernels.
-
-    Args:
-      temperature: τ > 0, of cosine logits.
-      correlation: ρ, above 0 and at most 1; for linear towers the first canonical correlation of the centred inputs.
-
-    Returns:
-      θ_c in radians, 0 < θ_c < π/2.
-
-    Raises:
-      ValueError: a temperature that is not positive, a correlation outside (0, 1].
-
-    Assumes: tight clusters; gradient flow; a kernel that does not mix outputs (linear towers).
-    Error: O(ε) relative.
-    Source: derived here: theory.md N1 is the case ρ = 1.
-    """
-    require_number("temperature", temperature, above=0.0)
-    require_number("correlation", correlation, above=0.0, most=1.0 + 1e-9)
-    return float(critical_angle(correlation * temperature))
+    common, opposite = (np.full(deviations.shape[2], rate) for rate in (rates.common_across, rates.opposite_across))
+    common[0], opposite[0] = rates.common_along, rates.opposite_along
+    same, other = 0.5 * (common + opposite)[None, None, :], 0.5 * (common - opposite)[None, None, :]
+    return same * deviations + other * deviations[::-1]
 
 
 def great_circle_frames(mean_x: np.ndarray, mean_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,108 +97,168 @@ def great_circle_frames(mean_x: np.ndarray, mean_y: np.ndarray) -> tuple[np.ndar
     return tuple(np.stack([t / np.linalg.norm(t), *across], axis=1) for t in (along_x, along_y))
 
 
-def tower_generator(
-    kernel_x: np.ndarray,
-    kernel_y: np.ndarray,
+def linearized_training(
+    jacobians: Sequence[np.ndarray],
+    deviations: np.ndarray,
     *,
-    norms: tuple[float, float],
-    frames: tuple[np.ndarray, np.ndarray],
+    norms: Sequence[float],
+    frames: Sequence[np.ndarray],
     angle: float,
     temperature: float,
+    learning_rate: float,
+    steps: int,
+    adam: bool = False,
 ) -> np.ndarray:
-    """Generator A of the deviations of two towers per unit of learning rate × steps: ż = A z.
+    """Deviations of two towers after full-batch training, were their Jacobians to stay as they start.
 
-    A = blockdiag(Θ'_x/‖μ_x‖², Θ'_y/‖μ_y‖²)/n · (M along, (1/τ) swap across),  Θ' = (H ⊗ Eᵀ) Θ (H ⊗ E), H = I − 11ᵀ/n.
+    δ_i = frame · velocity_i/(n ‖μ‖),   u = Σ_i J_iᵀ δ_i,   Δo_i = η J_i f(u),   Δz_i = frameᵀ(Δo_i − mean Δo)/‖μ‖.
 
-    Gradient descent on the parameters moves the raw outputs by −Θ ∂L/∂(outputs). Rows enter the loss as x = o/‖o‖,
-    which puts a tangential projection over ‖o‖ ≈ ‖μ‖ on either side of Θ. −n ∂L/∂x is the free velocity, linear in the
-    centred deviations (`sphere_coupling`); H keeps deviations from the moving mean. For a linear tower o = uW + b,
-    Θ = (U Uᵀ + 1) ⊗ I: each mode of the centred kernel keeps the free signs and multiplies the rates by its eigenvalue.
+    −n ∂L/∂(unit row) is the velocity of `tight_velocity`. Unit rows are o/‖o‖, which puts a tangential projection over
+    ‖o‖ ≈ ‖μ‖ on either side: −∂L/∂o_i = δ_i, and u is the negative gradient of the parameters. Gradient descent has
+    f(u) = u, so Θ = J Jᵀ; for a linear tower o = uW + b that is (U Uᵀ + 1) ⊗ I. Adam has its averages of u and u² in f
+    (β = .9 and .999, ε = 1e-8): at first f(u) = u/(|u| + ε), the sign of every entry that is not below ε.
 
     Args:
-      kernel_x, kernel_y: tangent kernels J Jᵀ of the raw outputs, [n, d, n, d]; or [n, n] for kernels that act on
-        samples alone (linear tower: U Uᵀ + 1; free table: the identity).
+      jacobians: derivatives of the raw outputs by the parameters, x then y, [n, d, parameters] each.
+      deviations: z of the unit rows in the frames at the start, [2, n, m].
       norms: ‖μ_x‖, ‖μ_y‖, lengths of the mean raw outputs.
       frames: of `great_circle_frames`, [d, m] each.
       angle: θ between the means, in radians.
       temperature: τ > 0, of cosine logits.
-
-    Returns:
-      A [2 n m, 2 n m], for z = (x then y) of deviations [n, m] in the frames, raveled.
-
-    Raises:
-      ValueError: kernels that are neither [n, n] nor [n, d, n, d], or of different n; norms that are not positive.
-
-    Assumes: clusters of scale ε ≪ τ, 1; gradient flow on all n pairs; a kernel that does not move: exact for linear
-      towers, for others as long as training is lazy (wide).
-    Error: O(ε/τ) for linear towers; for others also the drift of the kernel.
-    Source: derived here (theory.md C2 and the tangent kernel of Jacot et al. 2018).
-    """
-    for norm in norms:
-        require_number("norms", float(norm), above=0.0)
-    reduced = [
-        _reduced_kernel(name, kernel, frame) / (len(kernel) * norm**2)
-        for name, kernel, frame, norm in zip("xy", (kernel_x, kernel_y), frames, norms, strict=True)
-    ]
-    if reduced[0].shape != reduced[1].shape:
-        raise ValueError(
-            f"the kernels act on {reduced[0].shape[0]} and {reduced[1].shape[0]} coordinates; pair the samples"
-        )
-    pairs, directions = len(kernel_x), frames[0].shape[1]
-    along, across = sphere_coupling(angle, temperature)
-    blocks = [[np.tile([along[a, b], *[across[a, b]] * (directions - 1)], pairs) for b in (0, 1)] for a in (0, 1)]
-    return np.block([[reduced[a] * blocks[a][b][None, :] for b in (0, 1)] for a in (0, 1)])
-
-
-def _reduced_kernel(name: str, kernel: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """(H ⊗ Eᵀ) Θ (H ⊗ E), [n m, n m]; H acts on both samples of Θ because the free velocity centres its own."""
-    kernel = np.asarray(kernel, float)
-    pairs, directions = len(kernel), frame.shape[1]
-    centring = np.eye(pairs) - 1.0 / pairs
-    if kernel.shape == (pairs, pairs):
-        return np.kron(centring @ kernel @ centring, np.eye(directions))
-    if kernel.shape != (pairs, len(frame), pairs, len(frame)):
-        expected = f"[n, n] or [n, {len(frame)}, n, {len(frame)}]"
-        raise ValueError(f"kernel_{name} has shape {kernel.shape}; expected {expected}")
-    turned = np.einsum("aibj,ip,jq->apbq", kernel, frame, frame, optimize=True)
-    centred = np.einsum("ab,bpcq,cd->apdq", centring, turned, centring, optimize=True)
-    return centred.reshape(pairs * directions, pairs * directions)
-
-
-def after_steps(generator: np.ndarray, start: np.ndarray, *, learning_rate: float, steps: int) -> np.ndarray:
-    """Deviations after plain gradient descent: z_k = (I + η A)^k z_0.
-
-    Args:
-      generator: A [N, N], per unit of learning rate.
-      start: z_0 [N].
       learning_rate: η > 0.
-      steps: k >= 1.
+      steps: number of steps >= 1.
+      adam: whether the optimiser is Adam, rather than gradient descent.
 
     Returns:
-      z_k [N].
+      z [2, n, m] after the steps.
 
     Raises:
-      ValueError: a learning rate that is not positive, a number of steps below 1.
+      ValueError: jacobians that are not [n, d, parameters]; norms or a learning rate that are not positive, steps < 1.
 
-    Assumes: full batches.
-    Error: that of the generator; the discrete steps themselves are exact, not a flow's approximation.
-    Source: derived here.
+    Assumes: clusters of scale ε ≪ τ, 1; full batches; means that stay, as they do to first order.
+    Error: O(ε/τ); and the drift of the Jacobians, none for linear towers (`DRIFT_EXPONENT`).
+    Source: derived here (theory.md C2; tangent kernel: Jacot et al. 2018; Adam: Kingma & Ba 2015).
     """
     require_number("learning_rate", learning_rate, above=0.0)
     require_integer("steps", steps)
-    return np.linalg.matrix_power(np.eye(len(generator)) + learning_rate * generator, steps) @ start
+    z = np.array(deviations, float)
+    flat = []
+    for name, jacobian, norm, frame in zip("xy", jacobians, norms, frames, strict=True):
+        require_number(f"norm_{name}", float(norm), above=0.0)
+        if np.ndim(jacobian) != 3 or np.shape(jacobian)[:2] != (z.shape[1], len(frame)):
+            expected = f"[{z.shape[1]}, {len(frame)}, parameters]"
+            raise ValueError(f"jacobian_{name} has shape {np.shape(jacobian)}; expected {expected}")
+        flat.append(np.asarray(jacobian, float).reshape(z.shape[1] * len(frame), -1))
+    kernels = None if adam else [rows @ rows.T for rows in flat]
+    averages = [[0.0, 0.0], [0.0, 0.0]]
+    for step in range(1, steps + 1):
+        velocity = tight_velocity(z, angle=angle, temperature=temperature)
+        for i, (norm, frame) in enumerate(zip(norms, frames, strict=True)):
+            pull = (velocity[i] @ frame.T).ravel() / (z.shape[1] * norm)
+            if adam:
+                gradient = flat[i].T @ pull
+                first, second = averages[i]
+                first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+                averages[i] = [first, second]
+                moved = flat[i] @ (first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8))
+            else:
+                moved = kernels[i] @ pull
+            moved = moved.reshape(-1, len(frame)) @ frame
+            z[i] += learning_rate * (moved - moved.mean(axis=0)[None, :]) / norm
+    return z
 
 
-def least_stable_pair(features_x: np.ndarray, features_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """The first canonical pair of what two linear layers can reach: the deviations that lose stability first.
+def kernel_alignment(kernel_x, kernel_y, covariance_x, covariance_y) -> float:
+    """How hard the partner pulls, of a random start of two towers, against free embeddings: the coupling ρ̄ at first.
 
-    (u, w) = argmax u·w over unit u ∈ ran H F_x, w ∈ ran H F_y, and ρ = u·w (see `reachable_critical_angle`).
+    ρ̄ = (tr K_x C_y + tr K_y C_x)/(tr K_x C_x + tr K_y C_y), all centred over the samples (module docstring).
+
+    For one Gaussian latent of r dimensions seen through two random matrices with N_x and N_y columns, the means of
+    numerator and denominator over worlds give ρ̄ = N/(N + 2(r + 1)), N = N_x + N_y: the kernels are Wishart matrices W with
+    mean I and E‖W − I‖² = r(r + 1)/N_x and r(r + 1)/N_y.
 
     Args:
-      features_x, features_y: what the two layers see, F [n, fan_in] each; for linear towers the inputs.
+      kernel_x, kernel_y: K on the samples [n, n], over ‖μ‖² of each tower.
+      covariance_x, covariance_y: C of the deviations of the unit rows over random starts, [n, n].
 
     Returns:
-      (u [n], w [n], ρ), u and w of unit length.
+      ρ̄ in [0, 1] for covariances ∝ kernels.
+
+    Raises:
+      ValueError: matrices of different shape.
+
+    Error: exact for kernels that do not mix outputs.
+    Source: derived here.
+    """
+    k_x, k_y, c_x, c_y = _centred(
+        kernel_x=kernel_x, kernel_y=kernel_y, covariance_x=covariance_x, covariance_y=covariance_y
+    )
+    return float((np.sum(k_x * c_y) + np.sum(k_y * c_x)) / (np.sum(k_x * c_x) + np.sum(k_y * c_y)))
+
+
+def apparent_critical_angle(
+    kernel_x, kernel_y, covariance_x, covariance_y, *, temperature: float, learning_rate: float, steps: tuple[int, int]
+) -> float:
+    """Angle at which E‖p + q‖² of random towers on the great circle is the same after two numbers of steps.
+
+    z_k = (I + η K M/(nτ))^k z_0; root in θ of tr P z_k z_kᵀ Pᵀ between k = steps[0] and steps[1], P = (I, I): from
+    `critical_angle(ρ̄ τ)` at the first step to `critical_angle(ρ₁ τ)` in the end (module docstring).
+
+    Args:
+      kernel_x, kernel_y: K on the samples [n, n], over ‖μ‖² of each tower.
+      covariance_x, covariance_y: C of the deviations of the unit rows over random starts, [n, n].
+      temperature: τ > 0, of cosine logits.
+      learning_rate: η > 0, of plain gradient descent.
+      steps: two numbers of steps, increasing.
+
+    Returns:
+      θ in radians, 0 < θ < π/2.
+
+    Raises:
+      ValueError: matrices of different shape, steps that do not increase, a rate or temperature <= 0.
+
+    Assumes: tight clusters; full batches; kernels that do not mix outputs; p and q independent at the start.
+    Error: O(ε/τ).
+    Source: derived here.
+    """
+    from scipy.optimize import brentq
+
+    require_number("temperature", temperature, above=0.0)
+    require_number("learning_rate", learning_rate, above=0.0)
+    if not 0 <= steps[0] < steps[1]:
+        raise ValueError(f"steps are {steps}; they must increase from 0")
+    k_x, k_y, c_x, c_y = _centred(
+        kernel_x=kernel_x, kernel_y=kernel_y, covariance_x=covariance_x, covariance_y=covariance_y
+    )
+    pairs, zero = len(k_x), np.zeros_like(k_x)
+    kernel, start = (np.block([[a, zero], [zero, b]]) for a, b in ((k_x, k_y), (c_x, c_y)))
+
+    def growth(angle):
+        own, other = np.sin(angle) ** 2 / (2 * temperature), np.cos(angle)
+        coupling = np.kron(np.array([[-own, other], [other, -own]]), np.eye(pairs)) / temperature
+        one_step = np.eye(2 * pairs) + learning_rate / pairs * kernel @ coupling
+        variances = []
+        for count in steps:
+            power = np.linalg.matrix_power(one_step, count)
+            common = power[:pairs] + power[pairs:]
+            variances.append(np.sum((common @ start) * common))
+        return np.log(variances[1] / variances[0])
+
+    return float(brentq(growth, 1e-3, np.pi / 2, xtol=1e-10))
+
+
+def first_canonical_pair(features_x: np.ndarray, features_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """What two towers can reach that is most alike: the deviations that lose stability first.
+
+    (u, w) = argmax u·w over unit u ∈ ran H F_x, w ∈ ran H F_y, H = I − 11ᵀ/n, and ρ₁ = u·w. With u, w in the two towers
+    the pair stands still at the threshold A = c ρ₁ under any kernels of those ranges, as Q_x Q_xᵀ(−A u + c w) = 0:
+    there the threshold shows without knowing the kernels (module docstring).
+
+    Args:
+      features_x, features_y: what the two output layers see, F [n, fan_in] each; for linear towers the inputs.
+
+    Returns:
+      (u [n], w [n], ρ₁), u and w of unit length.
 
     Raises:
       ValueError: features of different n, or of no variation.
@@ -227,53 +278,74 @@ def least_stable_pair(features_x: np.ndarray, features_y: np.ndarray) -> tuple[n
     return bases[0] @ left[:, 0], bases[1] @ right[0], float(min(correlations[0], 1.0))
 
 
-def output_mixing(kernel: np.ndarray) -> float:
-    """How much a tangent kernel mixes outputs: ‖Θ' − K ⊗ I‖/‖K ⊗ I‖, Θ' = (H ⊗ I) Θ (H ⊗ I), K its mean over outputs.
+def output_mixing(jacobian: np.ndarray) -> float:
+    """How much a tangent kernel mixes outputs: ‖Θ' − K ⊗ I‖/‖K ⊗ I‖, Θ' = (H ⊗ I) J Jᵀ (H ⊗ I), K its mean over outputs.
 
     Args:
-      kernel: Θ [n, d, n, d].
+      jacobian: J of the raw outputs by the parameters, [n, d, parameters].
 
     Returns:
       A number >= 0; 0 for a kernel that acts on samples alone, as a linear tower's.
 
     Raises:
-      ValueError: a kernel of another shape.
+      ValueError: a Jacobian of another shape.
 
     Error: exact.
     Source: derived here.
     """
-    kernel = np.asarray(kernel, float)
-    if kernel.ndim != 4 or kernel.shape[:2] != kernel.shape[2:]:
-        raise ValueError(f"the kernel has shape {kernel.shape}; expected [n, d, n, d]")
-    centring, identity = np.eye(len(kernel)) - 1.0 / len(kernel), np.eye(kernel.shape[1])
-    centred = np.einsum("ab,bicj,cd->aidj", centring, kernel, centring, optimize=True)
-    diagonal = np.einsum("ab,ij->aibj", np.einsum("aibi->ab", centred) / len(identity), identity)
-    return float(np.linalg.norm(centred - diagonal) / np.linalg.norm(diagonal))
+    jacobian = np.asarray(jacobian, float)
+    if jacobian.ndim != 3:
+        raise ValueError(f"the Jacobian has shape {jacobian.shape}; expected [n, d, parameters]")
+    pairs, dimensions = jacobian.shape[:2]
+    centred = (jacobian - jacobian.mean(axis=0)[None]).reshape(pairs * dimensions, -1)
+    kernel = (centred @ centred.T).reshape(pairs, dimensions, pairs, dimensions)
+    diagonal = np.einsum("ab,ij->aibj", np.einsum("aibi->ab", kernel) / dimensions, np.eye(dimensions))
+    return float(np.linalg.norm(kernel - diagonal) / np.linalg.norm(diagonal))
 
 
 def mixing_exponent(depth: int) -> float:
     """Exponent of the width with which an MLP's tangent kernel stops mixing its outputs.
 
-    `output_mixing` ∝ width^p with p = −3/2 for one hidden layer, −1/2 for two or more.
+    `output_mixing` ∝ width^−3/2 with one hidden layer, width^−1/2 with more.
 
     The output layer adds (h·h' + 1) ⊗ I, which mixes nothing and grows with the width w (h: hidden activations of order
-    1 each). Layer l below it adds (h_{l−1}·h'_{l−1} + 1) Bᵀ B', B the back-propagated Jacobian of the outputs, whose
-    entries have variance 1/w: Bᵀ B' is I times a number of order 1, plus random entries of order w^{−½}. Its factor
-    h_{l−1}·h'_{l−1} is of order 1 for the first layer, where h_0 is the input, and of order w for any other. So the
-    random part, over the order w of the diagonal part, is w^{−½}/w with one hidden layer and w·w^{−½}/w with more.
+    1 each). A layer below it adds (h₋·h₋' + 1) Bᵀ B', B the back-propagated Jacobian of the outputs, whose entries have
+    variance 1/w: Bᵀ B' is I times a number of order 1, plus random entries of order w^−½. Its factor h₋·h₋' is of order
+    1 for the first layer, where h₋ is the input, and of order w for any other. So the random part, over the order w of
+    the diagonal part, is w^−½/w with one hidden layer and w·w^−½/w with more.
 
     Args:
       depth: number of hidden layers, >= 1.
 
     Returns:
-      p.
+      The exponent.
 
     Raises:
       ValueError: a depth below 1.
 
     Assumes: weights of variance 1/fan-in, equal learning rate for all layers, random start.
-    Error: the leading order in 1/width; one layer approaches it from above, since K adds a constant to a term in w.
+    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part.
     Source: derived here.
     """
     require_integer("depth", depth)
     return -1.5 if depth == 1 else -0.5
+
+
+# Exponent of the width w with which the error of `linearized_training` falls, for one hidden layer and a change of the
+# deviations of order 1. Such a change takes a (rate)·δ of order 1/w, by which an output weight V_j moves as h_j/w and an
+# activation h_j as V_j (x·x')/w. Their product changes the outputs at second order by (x·x'/w²) Σ_j h_j h_j' V_j, where the
+# sum, of w terms of order w^−½ and random sign, is of order 1. The kernel, of order w, changes by 2 Σ_j h_j Δh_j in the
+# part of the output layer and by 2 Σ_j V_j ΔV_j in that of the hidden layer, of order 1/w both. Units that cross the kink
+# of a ReLU add w^−9/4. With more layers the kinks matter (w^−3/4 against w^−1), and no law is claimed.
+DRIFT_EXPONENT = -2.0
+
+
+def _centred(**named) -> list[np.ndarray]:
+    """H A H of each matrix, all of one shape [n, n]."""
+    matrices = {name: np.asarray(value, float) for name, value in named.items()}
+    first = next(iter(matrices.values()))
+    for name, matrix in matrices.items():
+        if matrix.ndim != 2 or matrix.shape != (len(first), len(first)):
+            raise ValueError(f"{name} has shape {matrix.shape}; all four must be [n, n] with n = {len(first)}")
+    centring = np.eye(len(first)) - 1.0 / len(first)
+    return [centring @ matrix @ centring for matrix in matrices.values()]

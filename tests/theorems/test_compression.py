@@ -1,11 +1,14 @@
 """C2: the linear modes of two tight clusters; the near misses of each row are judged in check_claim."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.compression import clouds, clusters, mode_variances, near_misses_sphere, time_scale
+from experiments._clusters import clouds, clusters, mode_variances, time_scale
+from experiments.compression import QUICK, WORKING_STEP, _fitted_rates, near_misses_sphere
 from simulator.flow import velocity
 from simulator.losses import info_nce
 from simulator.theory import flows
@@ -121,6 +124,15 @@ def test_mode_variances_by_loops(rng, sphere):
             x_row, y_row = x_row - (axis @ x_row) * axis, y_row - (axis @ y_row) * axis
         sums += [(alpha + beta) ** 2, (beta - alpha) ** 2, np.mean((x_row + y_row) ** 2), np.mean((y_row - x_row) ** 2)]
     np.testing.assert_allclose(mode_variances(x, y, sphere), sums / 6, rtol=1e-9)
+    stacked = mode_variances(np.stack([x, 2 * x]), np.stack([y, 2 * y]), sphere)
+    np.testing.assert_allclose(stacked, np.outer([1, 4], sums / 6), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("where", "sphere"), [((1.2, 0.05), False), ((2.4, 0.05), True)])
+def test_half_the_step_changes_no_rate(where, sphere):
+    """The rates are judged at 1 %, and their own error is O(ε/τ) ≈ 1e-3."""
+    fitted = [_fitted_rates(*clouds(QUICK, 0), *where, sphere, step) for step in (WORKING_STEP, WORKING_STEP / 2)]
+    np.testing.assert_allclose(*fitted, rtol=1e-6)
 
 
 def test_time_scale_resolves_the_stiffest_mode():
@@ -130,9 +142,7 @@ def test_time_scale_resolves_the_stiffest_mode():
 
 
 def test_clouds_are_centred_and_of_the_size_asked_for():
-    from experiments.compression import Config
-
-    a, b = clouds(Config(num_pairs=4000), 0)
+    a, b = clouds(dataclasses.replace(QUICK, num_pairs=4000), 0)
     assert np.abs(a.mean(axis=0)).max() < 1e-18
     np.testing.assert_allclose([a.std(), b.std()], 1e-4, rtol=0.02)
 

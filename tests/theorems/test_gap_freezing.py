@@ -177,14 +177,59 @@ def test_simplex_height_solves_its_equation(num_pairs, height, temperature):
     assert np.abs(control - solved).max() > 1e-2
 
 
-def test_closing_rate_is_the_height_law_at_the_simplex_loss():
-    x, y = freezing.simplex_pairs(7, 0.6)
-    law = freezing.predicted_height_velocity(x, y, np.eye(8)[-1], temperature=TEMPERATURE)
-    value = loss(x, y, "cosine")
-    rate = freezing.predicted_closing_rate(value, num_pairs=7)
-    np.testing.assert_allclose(-law.velocity / 0.6, rate, rtol=1e-11)
-    small = 1e-9
-    assert freezing.predicted_closing_rate(small, num_pairs=7) == pytest.approx(small * np.log(6 / small), rel=1e-6)
+def caps(rng, mismatch, n=5):
+    """Unit rows on two caps, constant along the last axis; the more mismatched, the worse the pairs."""
+    shared = rng.normal(size=(n, 3))
+    rows = []
+    for height in (-0.3, 0.6):
+        across = shared + mismatch * rng.normal(size=(n, 3))
+        across *= (1 - height**2) ** 0.5 / np.linalg.norm(across, axis=1, keepdims=True)
+        rows.append(np.hstack([across, np.full((n, 1), height)]))
+    return rows
+
+
+@pytest.mark.parametrize("mismatch", [0.1, 0.5, 5.0])
+def test_closing_rate_is_the_mean_height_law_and_the_slope_in_log_temperature(rng, mismatch):
+    x, y = caps(rng, mismatch)
+    axis, laws = np.eye(4)[-1], []
+    for pair in ((x, y), (y, x)):
+        laws.append(freezing.predicted_height_velocity(*pair, axis, temperature=TEMPERATURE).velocity.mean())
+    law = freezing.predicted_closing_rate(x, y, axis, temperature=TEMPERATURE)
+    assert law.rate == pytest.approx(-(laws[0] - laws[1]) / 0.9, rel=1e-11)
+    assert law.loss == pytest.approx(loss(x, y, "cosine"), rel=1e-12)
+    values = []
+    for h in (-2, -1, 1, 2):
+        values.append(freezing.predicted_closing_rate(x, y, axis, temperature=TEMPERATURE * np.exp(1e-3 * h)).loss)
+    assert law.rate == pytest.approx((values[0] - 8 * values[1] + 8 * values[2] - values[3]) / 12e-3, rel=1e-8)
+    assert (law.rate < 0) == (mismatch == 5.0)  # badly matched pairs open the gap
+
+
+def fastest(loss, num_pairs):
+    return -np.expm1(-loss) * np.log((num_pairs - 1) / np.expm1(loss))
+
+
+def test_simplices_close_fastest_at_their_loss(rng):
+    for height in (0.2, 0.6):
+        law = freezing.predicted_closing_rate(*freezing.simplex_pairs(7, height), np.eye(8)[-1], temperature=0.3)
+        assert law.rate == pytest.approx(fastest(law.loss, 7), rel=1e-11)
+    judged = 0
+    for _ in range(200):
+        x, y = caps(rng, rng.uniform(0.05, 1.0))
+        q = freezing.softmaxes(x, y, temperature=TEMPERATURE, similarity="cosine")
+        partners = np.stack([np.diagonal(q.over_gallery), np.diagonal(q.over_queries)])
+        if partners.min() >= 1 / 5:
+            law = freezing.predicted_closing_rate(x, y, np.eye(4)[-1], temperature=TEMPERATURE)
+            assert law.rate < fastest(law.loss, 5)
+            judged += 1
+    assert judged > 50
+
+
+def test_closing_rate_needs_both_constant(rng):
+    x, y = caps(rng, 0.2)
+    turned = y @ np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    for pair in ((x, turned), (turned, y)):
+        with pytest.raises(ValueError, match="varies along"):
+            freezing.predicted_closing_rate(*pair, np.eye(4)[-1], temperature=TEMPERATURE)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +243,10 @@ def test_closing_rate_is_the_height_law_at_the_simplex_loss():
         (lambda: freezing.simplex_pairs(4, 1.0), "height"),
         (lambda: freezing.predicted_simplex_height([-1.0], num_pairs=4, height=0.5, temperature=1.0), "times"),
         (lambda: freezing.predicted_simplex_height([1.0], num_pairs=4, height=0.5, temperature=1e-4), "temperature"),
-        (lambda: freezing.predicted_closing_rate(2.0, num_pairs=4), "loss"),
+        (
+            lambda: freezing.predicted_closing_rate(2 * np.eye(2), np.eye(2), np.eye(2)[0], temperature=1.0),
+            "normalise",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -119,7 +119,17 @@ def test_shortfall_falls_with_its_exponent(ratio):
     scales = np.array([1e-4, 1e-3, 1e-2])
     values = [phase_one.predicted_shortfall(start(ratio, 3 * s**2, s**2, 2 * s**4)) for s in scales]
     slope = np.polyfit(np.log(scales), np.log(values), 1)[0]
-    assert slope == pytest.approx(phase_one.predicted_shortfall_exponent(ratio), rel=1e-10)
+    assert slope == pytest.approx(2 * (ratio - 1) / (ratio + 1), rel=1e-10)
+
+
+def test_shortfall_of_independent_clusters(rng):
+    """The closed form in the docstring, for the moments that independent Gaussian clusters have in expectation."""
+    ratio, dimension, scale = 1.8, 7, 1e-3
+    here = start(ratio, 2 * scale**2, 2 * scale**2, dimension * scale**4 / 2)
+    bracket = ratio**2 * dimension * scale**2 / (2 * (ratio - 1) * (ratio + 3) ** 2 * here.squared_gap)
+    assert phase_one.predicted_end(here).residual == pytest.approx(bracket ** ((ratio - 1) / (ratio + 1)), rel=1e-12)
+    u = rng.normal(size=(200_000, dimension)) * scale / 2**0.5
+    assert np.var(np.sum(u**2, axis=1)) == pytest.approx(here.growing_spread, rel=0.05)
 
 
 def test_leak_limits():
@@ -146,7 +156,6 @@ def test_laws_know_no_unit_of_length(rng):
         (lambda x, y: phase_one.tight_start(x, y, temperature=0.0), "temperature"),
         (lambda x, y: phase_one.tight_start(x, y, temperature=50.0), "phase 1 needs"),
         (lambda x, y: phase_one.tight_start(x, y[:-1], temperature=0.2), "rows"),
-        (lambda x, y: phase_one.predicted_shortfall_exponent(1.0), "ratio"),
     ],
 )
 def test_bad_input(rng, call, message):

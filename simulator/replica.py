@@ -1,0 +1,213 @@
+"""One replica: its start, its steps and its measures, as functions of an experiment whose numbers may be traced.
+
+`simulator.engine` compiles them over many replicas; `simulator.training` calls them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from simulator import engine
+from simulator.data import Batch, Digits, draw_pairs, draw_world, held_out_config, take
+from simulator.encoders import Table, place_in_cones
+from simulator.experiment import Experiment
+from simulator.geometry import gap_vector, measure_gap
+from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sharded_info_nce, sigmoid_loss
+from simulator.randomness import hashed_normal
+from simulator.validation import is_traced
+
+
+def start(experiment: Experiment, key):
+    """The state of one replica before its first step."""
+    world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
+    data, dtype = experiment.data, jnp.dtype(experiment.dtype)
+    world = draw_world(data, key=world_key, dtype=dtype)
+    if isinstance(data, Digits):
+        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=train_key)
+        training = take(everything, slice(None, data.num_pairs))
+        held_out = take(everything, slice(data.num_pairs, None))
+    else:
+        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
+        held_out = draw_pairs(held_out_config(data), world, experiment.eval_pairs, key=held_out_key)
+    if experiment.is_table:
+        held_out = training
+    towers = build_towers(experiment, jax.random.split(tower_key))
+    if experiment.start is not None:
+        inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
+        place_in_cones(experiment.start, *towers, *inputs, key=start_key)
+    params = trained_params(experiment, towers)
+    return dict(
+        params=params,
+        optimizer=make_optimizer(experiment).init(params),
+        # A stream draws its pairs from the world; a fixed set keeps its pairs and this epoch's order.
+        source=world if data.num_pairs is None else training,
+        order=jnp.arange(data.num_pairs or 0),
+        held_out=held_out,
+        key=step_key,
+        step=jnp.zeros((), jnp.int32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+initialise = engine.over_replicas(start, in_blocks=False)
+
+
+@functools.partial(engine.over_replicas, in_blocks=True)
+def advance(experiment: Experiment, state, start, stop):
+    optimizer = make_optimizer(experiment)
+    data, batch_size = experiment.data, experiment.batch_size
+
+    def next_batch(state, step):
+        key = jax.random.fold_in(state["key"], step)
+        if data.num_pairs is None:
+            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
+        if batch_size == data.num_pairs:
+            return state["source"], state["order"]
+        position = step % (data.num_pairs // batch_size)
+        order = jax.lax.cond(position == 0, lambda: jax.random.permutation(key, data.num_pairs), lambda: state["order"])
+        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        return take(state["source"], rows), order
+
+    def body(step, state):
+        batch, order = next_batch(state, step)
+        loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step, state["key"])
+        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
+        return state | dict(
+            params=optax.apply_updates(state["params"], updates),
+            optimizer=optimizer_state,
+            order=order,
+            step=(step + 1).astype(jnp.int32),
+            bad_step=bad.astype(jnp.int32),
+        )
+
+    return jax.lax.fori_loop(start, stop, body, state)
+
+
+def measure(experiment: Experiment, state):
+    """(history, x, y, labels) of one replica, on its held-out pairs."""
+    x, y = embed(state["params"], experiment, state["held_out"])
+    similarity = experiment.loss.similarity
+    temperature = _temperature(state["params"], experiment, state["step"])
+    measures = dataclasses.asdict(measure_gap(x, y, temperature=temperature, similarity=similarity))
+    loss = _loss_of_rows(state["params"], experiment, x, y, temperature)
+    history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
+    if isinstance(experiment.loss, Sigmoid):
+        history["bias"] = _bias(state["params"], experiment)
+    return history, x, y, state["held_out"].labels
+
+
+evaluate = engine.over_replicas(measure, in_blocks=False)
+
+
+def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
+    """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
+    shards, size = experiment.batch_shards, experiment.batch_size // experiment.batch_shards
+    first = 0 if shards == 1 else jax.lax.axis_index("batch") * size
+    local = lambda rows: rows if shards == 1 else jax.lax.dynamic_slice_in_dim(rows, first, size)  # noqa: E731
+    batch = jax.tree.map(local, batch)
+
+    def of_parameters(params):
+        x, y = embed(params, experiment, batch)
+        if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
+            # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
+            own = jax.random.fold_in(jax.random.fold_in(key, step), 1)
+            swapped = local(jax.random.bernoulli(own, experiment.swap_probability, (experiment.batch_size, 1)))
+            x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
+        return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step), sharded=shards > 1)
+
+    value, gradient = jax.value_and_grad(of_parameters)(params)
+    return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
+
+
+def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded: bool = False):
+    loss = experiment.loss
+    if isinstance(loss, Sigmoid):
+        bias = _bias(params, experiment)
+        return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
+    function = functools.partial(sharded_info_nce, axis_name="batch") if sharded else info_nce
+    return function(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+
+
+def _bias(params, experiment: Experiment):
+    return params["bias"] if experiment.loss.train_bias else jnp.asarray(experiment.loss.bias, experiment.dtype)
+
+
+def _temperature(params, experiment: Experiment, step):
+    temperature = experiment.loss.temperature
+    if isinstance(temperature, Learned):
+        return jnp.exp(-params["log_scale"])
+    return jnp.asarray(temperature(step) if callable(temperature) else temperature, experiment.dtype)
+
+
+def embed(params, experiment: Experiment, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    embeddings = []
+    for name, encoder in _encoders(experiment):
+        tower = nnx.merge(_graph(encoder, _input_width(experiment, name), experiment.dtype), params[name])
+        rows = tower(_inputs(encoder, batch, name))
+        embeddings.append(normalize_rows(rows) if experiment.normalize else rows)
+    return embeddings[0], embeddings[1]
+
+
+def _encoders(experiment: Experiment):
+    return ("x", experiment.encoder_x), ("y", experiment.encoder_y)
+
+
+def _inputs(encoder, batch: Batch, name: str):
+    return batch.index if isinstance(encoder, Table) else getattr(batch, name)
+
+
+def _input_width(experiment: Experiment, name: str) -> int:
+    data = experiment.data
+    encoder = dict(_encoders(experiment))[name]
+    return data.num_pairs if isinstance(encoder, Table) else getattr(data, f"dim_{name}")
+
+
+def build_towers(experiment: Experiment, keys):
+    towers, widths = [], []
+    for (name, encoder), key in zip(_encoders(experiment), keys, strict=True):
+        width = _input_width(experiment, name)
+        tower = encoder(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
+        other = jax.tree.leaves(nnx.state(tower, nnx.Not(nnx.Param)))
+        if other:
+            raise ValueError(
+                f"encoder_{name} builds a {type(tower).__name__} with state other than nnx.Param (batch statistics or "
+                "random streams); only parameters are trained, so remove those layers"
+            )
+        towers.append(tower)
+        is_table = isinstance(encoder, Table)
+        example = jnp.zeros((1,), int) if is_table else jnp.zeros((1, width), experiment.dtype)
+        widths.append(jax.eval_shape(tower, example).shape[-1])
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"encoder_x embeds in {widths[0]} dimensions and encoder_y in {widths[1]}; give both the same embed_dim"
+        )
+    return towers
+
+
+def trained_params(experiment: Experiment, towers) -> dict[str, Any]:
+    """What is trained: both towers, and the scale and the bias of the loss where they are learned."""
+    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
+    if isinstance(experiment.loss.temperature, Learned):
+        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, experiment.dtype))
+    if isinstance(experiment.loss, Sigmoid) and experiment.loss.train_bias:
+        params["bias"] = jnp.asarray(experiment.loss.bias, experiment.dtype)
+    return params
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(encoder, width: int, dtype: str):
+    """The static half of a tower, found without computing anything."""
+    build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))  # noqa: E731
+    return nnx.split(nnx.eval_shape(build))[0]
+
+
+def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    return experiment.optimizer(experiment.learning_rate)
