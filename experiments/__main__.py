@@ -89,12 +89,43 @@ class Diagnose:
     """Also write the numbers to this file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Close:
+    """Close the gap of stored embeddings without changing decisions; print what is certain about the result.
+
+    Example: gapsim close texts.npy images.npy --out closed.npz --rule centred --normalize
+    """
+
+    gallery: Positional[Path]
+    """Gallery embeddings, .npy [K, d]."""
+    queries: Positional[Path]
+    """Query embeddings, .npy [n, d]: a sample of what will be asked."""
+    out: Path
+    """Where to: .npy for the rows of a rule that only shifts them, .npz for rows, scalars, centre and scoring."""
+    rule: Literal["complement", "compensated", "centred", "soft", "optimal"] = "complement"
+    """complement: shift along what the gallery cannot see; soft: nearly so; compensated, centred, optimal: with exact
+    scalars, for any gallery."""
+    alpha: str = "1"
+    """How far: a number (1 closes), best (for the mean robustness at --sigma), or safe (every query gains)."""
+    sigma: float | None = None
+    """Noise per coordinate on the stored rows: compare the exact robustness before and after."""
+    num_components: int | None = None
+    """complement: principal directions kept still (all); centred: further exact scalars per class (none)."""
+    normalize: bool = False
+    """Scale all rows to unit length first."""
+    quantize_bins: int | None = None
+    """Also show what quantising the rows to this many bins per coordinate does before and after, and why."""
+    json: Path | None = None
+    """Also write the certificate to this file."""
+
+
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Close, tyro.conf.subcommand("close")]
 )
 
 
@@ -192,6 +223,17 @@ def _diagnose(command: Diagnose) -> int:
     return 0
 
 
+def _close(command: Close) -> int:
+    from experiments import _close
+
+    options = {f.name: getattr(command, f.name) for f in dataclasses.fields(command) if f.name != "json"}
+    result = _close.close(**options)
+    print(_close.render(result))
+    if command.json is not None:
+        _write_json(command.json, result)
+    return 0
+
+
 def _write_json(path: Path, value) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +245,7 @@ def _write_json(path: Path, value) -> None:
         draft.unlink(missing_ok=True)
 
 
-_COMMANDS = {Run: _run, Verify: _verify, List: _list, Figures: _figures, Diagnose: _diagnose}
+_COMMANDS = {Run: _run, Verify: _verify, List: _list, Figures: _figures, Diagnose: _diagnose, Close: _close}
 
 if __name__ == "__main__":
     sys.exit(main())

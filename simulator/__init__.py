@@ -3,14 +3,16 @@
 These names are the public interface. `x` is the gallery modality (what is retrieved), `y` the query modality.
 """
 
+from simulator.certificate import Certificate
 from simulator.claims import Check, Claim, Row
 from simulator.data import Digits, LatentPairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.experiment import Experiment
 from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
+from simulator.index import Index
 from simulator.losses import InfoNCE, Learned, info_nce, sigmoid_loss
-from simulator.postprocess import GapCloser, Index
+from simulator.postprocess import GapCloser
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
 from simulator.sweep import sweep
 from simulator.theory.robustness import exact_robustness
@@ -18,6 +20,7 @@ from simulator.training import Run, train
 
 __all__ = [
     "MLP",
+    "Certificate",
     "Check",
     "Claim",
     "Cones",

@@ -23,29 +23,35 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
     With s = F_j⁻¹(Φ(z)) this is ∫ φ(z) Π(…) dz, a smooth integrand under a Gaussian weight.
     Dot: the scores ⟨y, x_k + e_k⟩ + b_k have equal variances σ²‖y‖², so with Δ_k = clean score of j minus that of k
         P = ∫ φ(z) Π_{k≠j} Φ(z + Δ_k/(σ‖y‖)) dz.
+    Cosine, rows normalised after the noise: see `simulator.theory.scoring.cosine_robustness`.
 
     Args:
       gallery: [K, d].
       queries: [n, d].
       sigma: standard deviation of the noise per coordinate, > 0.
-      scoring: "sqeuclidean" or "dot". Cosine has no closed form here: renormalising a noisy row couples its
-        length and direction.
+      scoring: "sqeuclidean", "dot" or "cosine".
       bias: [K], added to the squared distance ("sqeuclidean") or to the similarity ("dot"); carries no noise.
 
     Returns:
       P for each query, [n], float64.
 
     Raises:
-      ValueError: shapes that do not fit, NaN rows, sigma <= 0, or scoring="cosine".
+      ValueError: shapes that do not fit, NaN rows, sigma <= 0, or a bias with scoring="cosine".
 
     Assumes: noise independent across rows, none on the queries or the bias.
     Error: quadrature below 1e-9 (checked against mpmath and by doubling the nodes); below 1e-7 for ‖x_k − y‖²/σ² > 1e7,
       where a Gaussian limit takes over.
-    Source: derived here: theory.md N4 (Euclid), N6 (dot).
+    Source: derived here: theory.md N4 (Euclid), N6 (dot), N8 (cosine).
     """
     require_same_width(gallery, queries)
     require_number("sigma", sigma, above=0.0)
-    require_one_of("scoring", scoring, ("sqeuclidean", "dot"))
+    require_one_of("scoring", scoring, ("sqeuclidean", "dot", "cosine"))
+    if scoring == "cosine":
+        from simulator.theory.scoring import cosine_robustness
+
+        if bias is not None:
+            raise ValueError('cosine scoring takes no bias here; leave it out, or use scoring="dot" on unit rows')
+        return cosine_robustness(gallery, queries, sigma=sigma)
     gallery, queries = np.asarray(gallery, float), np.asarray(queries, float)
     bias = np.zeros(len(gallery)) if bias is None else np.asarray(bias, float)
     if bias.shape != (len(gallery),):
@@ -64,7 +70,7 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
 
 def gaussian_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Legendre nodes z on [−8.5, 8.5] and weights for ∫ φ(z) · dz."""
-    nodes, weights = _legendre(num_nodes)
+    nodes, weights = legendre_nodes(num_nodes)
     z = LARGEST_Z * nodes
     return z, LARGEST_Z * weights * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
 
@@ -76,7 +82,8 @@ def num_nodes_for(num_classes: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def legendre_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss–Legendre nodes and weights on [−1, 1]."""
     return np.polynomial.legendre.leggauss(num_nodes)
 
 
@@ -102,7 +109,7 @@ def _stays_nearest(noncentralities: np.ndarray, bias: np.ndarray, dimensions: in
     best = int(np.argmin(noncentralities + bias))
     if noncentralities[best] > LARGEST_NONCENTRALITY:
         return _stays_nearest_in_the_limit(noncentralities, bias, dimensions, num_nodes)
-    nodes, weights = _legendre(num_nodes)
+    nodes, weights = legendre_nodes(num_nodes)
     centre = np.sqrt(noncentralities[best] + dimensions)
     reach = LARGEST_Z * np.sqrt(noncentralities[best] + dimensions / 2) / centre
     low, high = max(centre - reach, 0.0), centre + reach
