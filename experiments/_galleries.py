@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -102,3 +104,25 @@ def random_classes(num_classes: int, dimensions: int, num_queries: int, seed: in
     gap = rows.T @ rng.normal(size=num_classes) / num_classes**0.5 + rng.normal(size=dimensions) / dimensions**0.5
     noise = rng.normal(size=(num_queries, dimensions)) / dimensions**0.5
     return rows, 0.5 * rows[labels] + 0.5 * noise + gap[None, :], labels
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows divided by their lengths, in float64."""
+    rows = np.asarray(rows, float)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def real_embeddings() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Unit rows of real galleries and queries by name, from the folder in $GAPSIM_DATA; empty where it is not set or
+    holds none. Figures show numbers derived from them; verdicts never use them."""
+    folder = Path(os.environ.get("GAPSIM_DATA", ""))
+    if not os.environ.get("GAPSIM_DATA") or not (folder / "clip_queries.npy").exists():
+        return {}
+    read = lambda name: unit_rows(np.load(folder / f"{name}.npy"))  # noqa: E731
+    captions, images = read("clip_gallery"), read("clip_queries")
+    return {
+        "CLIP, K = 10": (captions[:10], images),
+        "COCO classes, K = 80": (read("coco80_text"), images),
+        "CLIP, K = 500": (captions, images),
+        "ImageNet, K = 1000": (read("in1k_text_a"), images),
+    }

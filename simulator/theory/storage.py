@@ -165,19 +165,17 @@ def clean_scores(gallery, queries) -> np.ndarray:
     return queries @ gallery.T - 0.5 * np.sum(gallery**2, axis=1)[None, :]
 
 
-def optimal_centre(
-    gallery, queries, *, sigma: float, axes=None, tolerance: float = 1e-10, most_steps: int = 500
-) -> np.ndarray:  # fmt: skip
+def optimal_centre(gallery, queries, *, sigma: float, axes=None, tolerance: float = 1e-5) -> np.ndarray:
     """The centre m that maximises the mean robustness of the query-centred rule over the given queries.
 
     P depends on m through ρ_y = ‖(I − UᵀU)(y − m)‖ alone, so the gradient of the mean vanishes where
         Σ_y w_y (y − m) = 0,   w_y = −P_y'(ρ_y)/ρ_y >= 0:
-    m is the mean of the queries with weights that depend on m. Iterated from the mean query.
+    m is a mean of the queries with weights that depend on m. Climbed from the mean query along that gradient. (To
+    iterate m = Σ w y/Σ w need not converge: it climbs for sure only where P is convex in ρ², that is for P small.)
 
     Args:
       gallery, queries, sigma, axes: as in `centred_robustness`.
-      tolerance: the last step, relative to the length of the mean query (or of the mean deviation).
-      most_steps: iterations after which it gives up.
+      tolerance: how far the weighted mean may be from m, relative to the root mean square length of the queries.
 
     Returns:
       m, [d].
@@ -185,29 +183,44 @@ def optimal_centre(
     Raises:
       ValueError: as `centred_robustness`. FloatingPointError: no convergence.
 
-    Assumes: as `centred_robustness`. A stationary point: the mean over queries need not be concave in m.
-    Error: the tolerance, times the contraction of the iteration.
+    Assumes: as `centred_robustness`. A local maximum: the mean over queries need not be concave in m.
+    Error: the tolerance in m, its square in the robustness.
     Source: derived here: theory.md N6.
     """
+    from scipy.optimize import minimize
+
     require_same_width(gallery, queries)
     require_number("sigma", sigma, above=0.0)
     gallery, queries = np.asarray(gallery, float), np.asarray(queries, float)
-    scores, centre = clean_scores(gallery, queries), queries.mean(axis=0)
+    scores = clean_scores(gallery, queries)
     scale = np.sqrt(np.mean(np.sum(queries**2, axis=1)))
-    for _ in range(most_steps):
+
+    def climb(centre):
+        """Minus the mean robustness, minus its gradient, and Σ w / n."""
         rest = queries - centre[None, :]
         if axes is not None:
             rest = rest - (rest @ axes.T) @ axes
         distance = np.maximum(np.linalg.norm(rest, axis=1), 1e-12 * scale)
-        weights = -margin_slope(scores, sigma * distance) / distance**2
-        if weights.sum() <= 0:  # no decision is ever lost: every centre is as good
-            return centre
-        last, centre = centre, weights @ queries / weights.sum()
-        if np.linalg.norm(centre - last) <= tolerance * scale:
-            return centre
-    raise FloatingPointError(
-        f"the best centre has not converged in {most_steps} steps; use the mean query, or a larger tolerance"
-    )
+        pieces = [_margin_integral(s, n, slope=True) for s, n in _blocks(scores, sigma * distance[:, None])]
+        value, slope = (np.concatenate(part) for part in zip(*pieces, strict=True))
+        weights = -slope / distance**2
+        return -value.mean(), -(weights @ rest) / len(rest), weights.mean()
+
+    centre = queries.mean(axis=0)
+    start = climb(centre)[2]
+    if start == 0:  # no decision is ever lost: every centre is as good
+        return centre
+    # In units in which the curvature at the start is about 1.
+    unit = 1 / np.sqrt(start)
+    best = minimize(
+        lambda c: (lambda value, slope, _: (value, slope * unit))(*climb(c * unit)), centre / unit, jac=True,
+        method="L-BFGS-B", options=dict(ftol=0.0, gtol=1e-12, maxiter=200),
+    ).x * unit  # fmt: skip
+    _, slope, weight = climb(best)
+    # A gain below 1e-12 is none.
+    if not np.linalg.norm(slope) <= max(tolerance * scale * weight, 1e-12 / scale):
+        raise FloatingPointError("the search for the best centre has not converged; use the mean query")
+    return best
 
 
 def second_moment(rows, centre) -> np.ndarray:
