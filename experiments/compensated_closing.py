@@ -33,7 +33,7 @@ CAPTION = (
     "real embeddings (unit rows, σ² = 0.0005; ± 4 standard errors where measured). (f) As (c), on them."
 )
 RULES = ("compensated", "centred")
-NEAR_MISSES = ("half the scalar", "scalar without m·x_k", "no scalar")
+NEAR_MISSES = ("half the scalar", "scalar without m·x_k")
 COLORS = dict(zip(("complement", "compensated", "centred", "soft", "top r"), _figures.COLORS, strict=False))
 
 
@@ -103,14 +103,13 @@ def measure(config: Config, *, progress: bool = False):
 def _decisions(config: Config, gallery, queries) -> dict:
     """Clean decisions changed by both rules at every α, and by near misses of their scalars."""
     answers = nearest_rows(gallery, queries)
-    changed, missed = np.empty((len(RULES), len(config.alphas)), int), np.empty((3, len(config.alphas)), int)
+    changed, missed = np.empty((len(RULES), len(config.alphas)), int), np.empty((2, len(config.alphas)), int)
     compensated, centred = (sim.GapCloser(rule).fit(gallery, queries) for rule in RULES)
     for k, alpha in enumerate(config.alphas):
         shifted, scored = compensated.index(gallery, alpha), centred.index(gallery, alpha)
         near_misses = (
             dataclasses.replace(shifted, bias=0.5 * shifted.bias),
             dataclasses.replace(scored, bias=-0.5 * np.sum(gallery**2, axis=1)),
-            dataclasses.replace(shifted, bias=0.0 * shifted.bias),
         )
         changed[:, k] = [np.sum(index.search(queries) != answers) for index in (shifted, scored)]
         missed[:, k] = [np.sum(index.search(queries) != answers) for index in near_misses]
@@ -265,10 +264,8 @@ def _quickly(config: Config, index: sim.Index, queries, sigma: float) -> tuple[f
     """Robustness of an index and its standard error: exact for inner products, measured for distances."""
     if index.scoring == "dot":
         return float(index.robustness(queries, sigma=sigma).mean()), 0.0
-    noise = sim.GaussianNoise(sigma)
-    options = dict(noise=noise, scoring="sqeuclidean", bias=index.bias)
-    # Few classes make a draw cheap and its outcome scattered.
-    draws = config.real_draws * max(1, 500 // len(index.rows))
+    draws = config.real_draws * max(1, 500 // len(index.rows))  # few classes: a draw is cheap and its outcome scattered
+    options = dict(noise=sim.GaussianNoise(sigma), scoring="sqeuclidean", bias=index.bias)
     return _measured(config, index.rows, queries, draws=draws, **options)
 
 
@@ -353,10 +350,9 @@ def draw(data):
             points[rule] = np.array([[float(here.real_changed.sel(real_rule=rule)), robustness]])
         _draw_trade_off(panels["e"], points, float(here.real_mean.sel(real_rule="as it is")), f"(e) {LARGEST}")
         _draw_gains(panels["f"], data)
-    lines, labels = (
-        sum(parts, []) for parts in zip(*(panels[n].get_legend_handles_labels() for n in "ad"), strict=True)
-    )
-    shared = dict(zip(labels, lines, strict=True))
+    shared = {}
+    for name in "ad":
+        shared |= dict(zip(*reversed(panels[name].get_legend_handles_labels()), strict=True))
     figure.legend(shared.values(), shared, loc="outside upper center", ncols=4)
     return figure
 
@@ -374,13 +370,10 @@ def _draw_over_alpha(axis, here):
 
 def _draw_trade_off(axis, points, base: float, title: str):
     """Share of decisions changed against robustness gained, by rule."""
-    lines = {"soft": ("v", "soft"), "top r": ("D", "complement of the top r")}
+    lines = {"soft": dict(marker="v", label="soft"), "top r": dict(marker="D", label="complement of the top r")}
     for name, values in points.items():
-        if name in lines:
-            style = dict(marker=lines[name][0], linewidth=0.8, label=lines[name][1])
-        else:
-            style = dict(marker="*", linestyle="none", markersize=8, clip_on=False)
-        axis.plot(100 * values[:, 0], 100 * (values[:, 1] - base), color=COLORS[name], **style)
+        style = lines.get(name, dict(marker="*", linestyle="none", markersize=8, clip_on=False))
+        axis.plot(100 * values[:, 0], 100 * (values[:, 1] - base), color=COLORS[name], linewidth=0.8, **style)
     # Without any direction kept still the shift is the raw gap.
     raw = points["soft"][0]
     axis.plot(100 * raw[0], 100 * (raw[1] - base), "x", color="black", markersize=6, label="raw mean shift")
