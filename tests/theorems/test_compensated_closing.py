@@ -45,7 +45,7 @@ def test_margin_robustness_by_loops(rng):
             lambda t, s=s, n=n, j=j, others=others: norm.pdf(t, s[j], n[j])
             * norm.cdf(t, s[others[0]], n[others[0]])
             * norm.cdf(t, s[others[1]], n[others[1]]),
-            -20, 20, points=[s[j]], epsabs=1e-12,
+            -20, 20, points=[s[j]], epsabs=1e-13, epsrel=1e-12, limit=400,
         )[0]  # fmt: skip
         assert abs(found - expected) < 1e-9
     control = margin_robustness(scores, noise.mean(axis=1))
