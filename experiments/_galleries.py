@@ -126,3 +126,18 @@ def real_embeddings() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "CLIP, K = 500": (captions, images),
         "ImageNet, K = 1000": (read("in1k_text_a"), images),
     }
+
+
+def two_spectra(num_classes: int, dimensions: int, num_queries: int, seed: int):
+    """An untrained gallery of full rank whose two modalities vary in different directions: power-law spectra in
+    independent bases, means about as long as the deviations, unit rows, small margins. Returns gallery, queries,
+    labels, in float64."""
+    rng = np.random.default_rng(seed)
+    spread = np.arange(1, dimensions + 1) ** -0.75
+    spread /= np.linalg.norm(spread)
+    bases = [np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0] for _ in range(2)]
+    means = rng.normal(size=(2, 1, dimensions)) / dimensions**0.5
+    labels = rng.integers(0, num_classes, size=num_queries)
+    gallery = rng.normal(size=(num_classes, dimensions)) * spread[None, :] @ bases[0]
+    queries = 0.4 * gallery[labels] + rng.normal(size=(num_queries, dimensions)) * spread[None, :] @ bases[1]
+    return unit_rows(gallery + means[0]), unit_rows(queries + means[1]), labels

@@ -36,7 +36,7 @@ from simulator.theory.robustness import gaussian_nodes, num_nodes_for
 from simulator.validation import require_number, require_rows, require_same_width
 
 STEEPEST = 16.0  # largest ratio of two noises that the quadrature resolves to 1e-9
-BLOCK = 1 << 22  # entries of one block of (queries, nodes, classes): 32 MB
+BLOCK = 1 << 17  # entries of one block of (queries, nodes, classes): 1 MB, which stays in the cache
 
 
 def margin_robustness(scores, noise) -> np.ndarray:
@@ -111,8 +111,8 @@ def _margin_integral(scores, noise, *, slope: bool = False):
     n, best = np.arange(len(scores)), np.argmax(scores, axis=1)
     margins = (scores[n, best][:, None] - scores) / noise
     own = np.broadcast_to(noise, scores.shape)[n, best][:, None] / noise
-    # A rival with less noise than the answer makes the integrand steeper by their ratio.
-    z, weights = gaussian_nodes(num_nodes_for(scores.shape[1]) * int(np.ceil(np.clip(own.max(), 1.0, STEEPEST))))
+    # A rival with less noise than the answer makes the integrand steeper by their ratio; half as much again does no harm.
+    z, weights = gaussian_nodes(num_nodes_for(scores.shape[1]) * int(np.ceil(np.clip(own.max(), 1.0, STEEPEST) - 0.5)))
     argument = margins[:, None, :] + own[:, None, :] * z[None, :, None]
     factors = ndtr(argument)
     factors[n, :, best] = 1.0
@@ -256,13 +256,13 @@ def optimal_metric(gallery_moment, query_moment) -> np.ndarray:
     Error: exact.
     Source: derived here: theory.md N7; the same matrix is the optimal-transport map between Gaussians (Olkin & Pukelsheim 1982).
     """
-    values = np.linalg.eigvalsh(query_moment)
+    values, vectors = np.linalg.eigh(query_moment)
     if values[0] <= 1e-13 * values[-1]:
         raise ValueError(
             "the queries' second moment is singular, so the best storage would not keep all decisions; add a multiple of "
             "the identity (shrinkage) or fit on more queries"
         )
-    root, inverse = symmetric_root(query_moment), symmetric_root(query_moment, -0.5)
+    root, inverse = ((vectors * values[None, :] ** power) @ vectors.T for power in (0.5, -0.5))
     metric = inverse @ symmetric_root(root @ gallery_moment @ root) @ inverse
     return 0.5 * (metric + metric.T)
 
