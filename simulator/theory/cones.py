@@ -1,0 +1,305 @@
+"""Where random networks start: the cosine of two inputs, layer by layer, in infinitely wide towers.
+
+Float64 NumPy. A layer of width d maps h to φ(Wh + b), W ~ N(0, σ_w²/fan-in), b ~ N(0, σ_b²), all independent. Given the
+layer below, the pre-activations (p_k, q_k) of two inputs are d independent pairs of Gaussians, with variances
+σ_w² q_u + σ_b², σ_w² q_v + σ_b² and covariance σ_w² c √(q_u q_v) + σ_b², where q = ‖h‖²/width. As d → ∞ the mean of
+φ(p_k)φ(q_k) over the units becomes its expectation, so (q_u, q_v, c) follows a recursion.
+
+**ReLU.** E φ(p)φ(q) = ½ √(var p · var q) κ₁(ρ) with κ₁(ρ) = [√(1 − ρ²) + ρ (π − arccos ρ)]/π (in polar coordinates: the
+radial integral of r³ e^{−r²/2} is 2, the angular one ∫ cos t cos(t − arccos ρ) dt over both factors positive). It is
+homogeneous, so only the ratios of q_u, q_v and σ_b² matter; in the units of Liang et al., with W and b of variance
+1/fan-out and equal widths, they are ‖u‖², ‖v‖² and 1.
+**When does one layer raise the cosine?** κ₁(ρ) > ρ for ρ < 1, so it is enough that the pre-activations' cosine
+    ρ(c) = (c‖u‖‖v‖ + 1)/√((‖u‖² + 1)(‖v‖² + 1))
+exceeds c. For 0 <= c < 1 that is 2c‖u‖‖v‖ + 1 > c²(‖u‖² + ‖v‖² + 1), which c < 2/(r + 1/r), r = ‖u‖/‖v‖, implies. So
+Theorem 1 of Liang et al. is sufficient. It is not necessary: κ₁(ρ(c)) − c is convex in c (κ₁ is convex, ρ affine),
+positive at c = 0 and, unless r = 1, negative at c = 1, so it has one zero c*, beyond their threshold. Without the bias
+ρ = c and every c < 1 rises.
+**Activations in general.** Without bias, E φ(p)φ(q) is a power series in ρ with non-negative coefficients whose constant
+term is (E φ)². If φ is odd it vanishes, and orthogonal inputs stay orthogonal: there is no cone.
+**Finite width.** With A = mean φ(p)φ(q), B = mean φ(p)², C = mean φ(q)² over d units, the cosine is A/√(BC). To first order
+its fluctuation is the mean of f = φ(p)φ(q)/√(BC) − ½ρ'[φ(p)²/B + φ(q)²/C] over d units: variance Var(f)/d.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from simulator.validation import require_integer, require_number, require_one_of
+
+Activation = Literal["relu", "gelu", "tanh"]
+
+
+class ConePath(NamedTuple):
+    """cosine: of the two inputs after 0, 1, …, depth layers, [depth + 1, ...]. second_moment_u, _v: ‖h‖²/width of each,
+    [depth + 1, ...]."""
+
+    cosine: np.ndarray
+    second_moment_u: np.ndarray
+    second_moment_v: np.ndarray
+
+
+def arc_cosine_kernel(correlation) -> np.ndarray:
+    """Cosine after one ReLU of two infinitely wide Gaussian vectors.
+
+    κ₁(ρ) = [√(1 − ρ²) + ρ (π − arccos ρ)]/π.
+
+    Args:
+      correlation: ρ, a number or an array in [−1, 1]; rounding beyond ±1 is clipped.
+
+    Returns:
+      κ₁, in [0, 1].
+
+    Error: exact.
+    Source: Cho & Saul 2009, degree 1 (module docstring).
+    """
+    correlation = np.clip(np.asarray(correlation, float), -1.0, 1.0)
+    return (np.sqrt(1 - correlation**2) + correlation * (np.pi - np.arccos(correlation))) / np.pi
+
+
+def product_moment(variance_p, variance_q, covariance, activation: Activation) -> np.ndarray:
+    """E[φ(p)φ(q)] for jointly Gaussian p, q of mean 0.
+
+    ReLU: ½ √(var p · var q) κ₁(ρ). GELU (the tanh form, as in the towers) and tanh: Gauss–Hermite quadrature in two
+    independent variables z, w with p = √var p · z, q = √var q (ρ z + √(1 − ρ²) w).
+
+    Args:
+      variance_p, variance_q: >= 0, numbers or arrays of one shape.
+      covariance: cov(p, q), of that shape.
+      activation: "relu", "gelu" or "tanh".
+
+    Returns:
+      The expectation, of that shape.
+
+    Raises:
+      ValueError: another activation.
+
+    Error: exact for ReLU; below 1e-9 at variances up to 4 otherwise.
+    Source: Cho & Saul 2009 for ReLU; quadrature derived here.
+    """
+    require_one_of("activation", activation, get_args(Activation))
+    variance_p, variance_q, covariance = np.broadcast_arrays(
+        *(np.asarray(a, float) for a in (variance_p, variance_q, covariance))
+    )
+    scale = np.sqrt(variance_p * variance_q)
+    correlation = np.clip(covariance / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
+    if activation == "relu":
+        return 0.5 * scale * arc_cosine_kernel(correlation)
+    nodes, weights = _hermite()
+    function = _gelu if activation == "gelu" else np.tanh
+    z, w, shape = nodes[:, None], nodes[None, :], correlation.shape
+    moments = [
+        weights @ (function(sp * z) * function(sq * (rho * z + np.sqrt(1 - rho**2) * w))) @ weights
+        for sp, sq, rho in zip(
+            np.sqrt(variance_p).flat, np.sqrt(variance_q).flat, correlation.flat, strict=True
+        )
+    ]  # fmt: skip
+    return np.array(moments).reshape(shape)
+
+
+def cosine_by_layer(
+    second_moment_u,
+    second_moment_v,
+    cosine,
+    *,
+    depth: int,
+    activation: Activation = "relu",
+    weight_variance: float = 1.0,
+    bias_variance: float = 0.0,
+) -> ConePath:
+    """The cosine of two inputs after each layer of an infinitely wide random network.
+
+    q' = E φ(p)² and c' = E φ(p)φ(q)/√(q'_u q'_v), p and q Gaussian with variances σ_w² q + σ_b² and covariance
+    σ_w² c √(q_u q_v) + σ_b². For ReLU with σ_w² = 1: c' = κ₁(ρ), q' = (q + σ_b²)/2.
+
+    Args:
+      second_moment_u, second_moment_v: ‖u‖²/width of the inputs, > 0, numbers or arrays of one shape.
+      cosine: c of the inputs, in [−1, 1], of that shape.
+      depth: number of layers, >= 1.
+      activation: "relu", "gelu" or "tanh".
+      weight_variance: σ_w² > 0; a weight has variance σ_w²/fan-in.
+      bias_variance: σ_b² >= 0.
+
+    Returns:
+      ConePath.
+
+    Raises:
+      ValueError: another activation, a depth below 1, moments <= 0, a cosine outside [−1, 1], or variances out of range.
+
+    Assumes: Gaussian weights and biases, all layers equally wide, width → ∞.
+    Error: O(depth/width) in the mean over networks, O(√(depth/width)) for one network.
+    Source: Poole et al. 2016; with ReLU and σ_b²·width = 1: Liang et al. 2022 (module docstring).
+    """
+    require_integer("depth", depth)
+    require_number("weight_variance", weight_variance, above=0.0)
+    require_number("bias_variance", bias_variance, least=0.0)
+    moment_u, moment_v, cosine = np.broadcast_arrays(
+        *(np.asarray(a, float) for a in (second_moment_u, second_moment_v, cosine))
+    )
+    if not (np.all(moment_u > 0) and np.all(moment_v > 0) and np.all(np.abs(cosine) <= 1)):
+        raise ValueError("second moments must be > 0 and cosines in [-1, 1]; scale the inputs, or drop zero rows")
+    path = [(cosine, moment_u, moment_v)]
+    for _ in range(depth):
+        cosine, moment_u, moment_v = path[-1]
+        var_u, var_v = weight_variance * moment_u + bias_variance, weight_variance * moment_v + bias_variance
+        covariance = weight_variance * cosine * np.sqrt(moment_u * moment_v) + bias_variance
+        product = product_moment(var_u, var_v, covariance, activation)
+        moment_u, moment_v = (product_moment(v, v, v, activation) for v in (var_u, var_v))
+        path.append((product / np.sqrt(moment_u * moment_v), moment_u, moment_v))
+    return ConePath(*(np.stack(values) for values in zip(*path, strict=True)))
+
+
+def liang_threshold(norm_ratio) -> np.ndarray:
+    """The cosine below which Theorem 1 of Liang et al. has one ReLU layer raise the cosine.
+
+    (½ (r + 1/r))⁻¹.
+
+    Args:
+      norm_ratio: r = ‖u‖/‖v‖ > 0, a number or an array.
+
+    Returns:
+      The threshold, in (0, 1].
+
+    Raises:
+      ValueError: a ratio <= 0.
+
+    Assumes: weights and biases of variance 1/fan-out.
+    Error: sufficient as width → ∞, not necessary: see `stationary_cosine`.
+    Source: Liang et al. 2022, Thm 1.
+    """
+    norm_ratio = np.asarray(norm_ratio, float)
+    if not np.all(norm_ratio > 0):
+        raise ValueError(f"norm_ratio is {norm_ratio!r}; it must be > 0")
+    return 2 / (norm_ratio + 1 / norm_ratio)
+
+
+def stationary_cosine(norm_u: float, norm_v: float) -> float:
+    """The cosine that one infinitely wide ReLU layer with bias leaves as it is: lower ones rise, higher ones fall.
+
+    κ₁(ρ(c*)) = c*, ρ(c) = (c‖u‖‖v‖ + 1)/√((‖u‖² + 1)(‖v‖² + 1)).
+
+    Args:
+      norm_u, norm_v: ‖u‖, ‖v‖ > 0, in the units in which weights and biases both have variance 1/fan-out.
+
+    Returns:
+      c*, between `liang_threshold` and 1; exactly 1 for equal norms.
+
+    Raises:
+      ValueError: a norm <= 0.
+
+    Assumes: ReLU, Gaussian weights and biases of equal variance, width → ∞.
+    Error: exact; O(1/width) for the mean over finite networks.
+    Source: derived here (module docstring).
+    """
+    from scipy.optimize import brentq
+
+    require_number("norm_u", norm_u, above=0.0)
+    require_number("norm_v", norm_v, above=0.0)
+    if norm_u == norm_v:
+        return 1.0
+
+    def rise(cosine):
+        return float(cosine_by_layer(norm_u**2, norm_v**2, cosine, depth=1, bias_variance=1.0).cosine[1] - cosine)
+
+    return brentq(rise, float(liang_threshold(norm_u / norm_v)), 1.0, xtol=1e-14)
+
+
+def share_of_lowered(norm_u: float, norm_v: float, cosine, width: int) -> np.ndarray:
+    """The share of random ReLU layers with bias, of finite width, that do not raise the cosine of two inputs.
+
+    Φ(√d (c − c')/s), c' the cosine after an infinitely wide layer and s²/d the variance of the cosine to first order.
+    It dies exponentially in the width at any c < c*: faster than the O(1/d) that Theorem 1 states.
+
+    Args:
+      norm_u, norm_v: ‖u‖, ‖v‖ > 0, as in `stationary_cosine`.
+      cosine: c of the inputs, in (−1, 1), a number or an array.
+      width: d, the number of units.
+
+    Returns:
+      The share, of the shape of `cosine`.
+
+    Raises:
+      ValueError: a norm <= 0 or a width < 1.
+
+    Assumes: as `stationary_cosine`, with a width at which the mean over the units is Gaussian.
+    Error: O(1/√width), absolute (central limit theorem).
+    Source: derived here (module docstring, Finite width).
+    """
+    from scipy.special import ndtr
+
+    require_number("norm_u", norm_u, above=0.0)
+    require_number("norm_v", norm_v, above=0.0)
+    require_integer("width", width)
+    cosine = np.asarray(cosine, float)
+    after = cosine_by_layer(norm_u**2, norm_v**2, cosine, depth=1, bias_variance=1.0).cosine[1]
+    ones = (norm_u**2 + 1) * (norm_v**2 + 1)
+    spread = [relu_cosine_spread(rho) for rho in ((cosine * norm_u * norm_v + 1) / np.sqrt(ones)).flat]
+    return ndtr(np.sqrt(width) * (cosine - after) / np.reshape(spread, cosine.shape))
+
+
+def relu_cosine_spread(correlation: float) -> float:
+    """Standard deviation, times √width, of the cosine after one ReLU layer of finite width.
+
+    s² = Var f, f = 2 φ(p)φ(q) − ρ' [φ(p)² + φ(q)²] for unit variances (B = C = ½), ρ' = κ₁(ρ). In polar coordinates
+    E f² = (8/2π) ∫ f(t)² dt with p = cos t, q = cos(t − arccos ρ): the radial integral of r⁵ e^{−r²/2} is 8.
+
+    Args:
+      correlation: ρ of the pre-activations, in (−1, 1).
+
+    Returns:
+      s.
+
+    Raises:
+      ValueError: a correlation outside [−1, 1].
+
+    Error: O(1/width), relative.
+    Source: derived here (module docstring, Finite width).
+    """
+    require_number("correlation", correlation, least=-1.0, most=1.0)
+    angle, after = float(np.arccos(correlation)), float(arc_cosine_kernel(correlation))
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    # Both units on, only p on, only q on: smooth pieces; E f = 0.
+    both = (angle - np.pi / 2, np.pi / 2)
+    alone = (-np.pi / 2, angle - np.pi / 2)  # p > 0 > q; the other piece is its mirror image
+    second = 0.0
+    for (low, high), q_on, times in ((both, 1.0, 1), (alone, 0.0, 2)):
+        t = 0.5 * (high - low) * nodes + 0.5 * (high + low)
+        p, q = np.cos(t), q_on * np.cos(t - angle)
+        second += times * 0.5 * (high - low) * weights @ (2 * p * q - after * (p**2 + q**2)) ** 2
+    return float(np.sqrt(8 / (2 * np.pi) * second))
+
+
+def random_cosine_quadrature(dimensions: int, num_nodes: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss nodes and weights for the cosine of two independent Gaussian (or uniform) directions.
+
+    Its density is ∝ (1 − c²)^((d−3)/2): Gegenbauer's weight.
+
+    Args:
+      dimensions: d >= 3.
+      num_nodes: number of nodes; exact for polynomials of degree 2 num_nodes − 1.
+
+    Returns:
+      (cosines, weights), [num_nodes] each; the weights sum to 1.
+
+    Raises:
+      ValueError: d < 3.
+    """
+    from scipy.special import roots_gegenbauer
+
+    require_integer("dimensions", dimensions, least=3)
+    nodes, weights = roots_gegenbauer(num_nodes, (dimensions - 2) / 2)
+    return nodes, weights / weights.sum()
+
+
+def _gelu(z):
+    return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
+@functools.lru_cache(maxsize=1)
+def _hermite(num_nodes: int = 120):
+    """Nodes and weights of the standard normal distribution."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    return nodes, weights / weights.sum()
