@@ -29,10 +29,10 @@ CLAIM = sim.Claim(
 CAPTION = (
     "(a) Mean loss less log n of aligned uniform pairs against n (points, ± 4 standard errors), log n + C + A/n (lines) and "
     "its limit C (dotted); dashed grey: L = 0, below which nothing can lie. (b) Deviation from the limit against n; lines: "
-    "A/n; grey: A without its variance term (dashed), and slope −½ (dotted). (c) Loss less log n at n = {n} against what "
-    "is wrong with the pairs (d = 3, τ = {tau:g}): a gap of parallel modalities γ, an angle between partners α/π, a "
-    "concentration κ/10; lines: predicted; grey: √(1−γ²) for 1−γ²."
-).format(n="the largest", tau=0.2)
+    "A/n; grey: A without its variance term (dashed), and slope −½ (dotted). (c) Loss less log n at the largest n against what "
+    "is wrong with the pairs (d = 3, τ = 0.2): a gap of parallel modalities γ, an angle between partners α/π, a "
+    "concentration κ/10; lines: predicted; grey: √(1−γ²) for 1−γ². (A gap keeps one dimension for itself even at γ = 0.)"
+)
 DIMENSIONS, TEMPERATURE = 3, 0.2  # of the pairs that are not optimal
 
 
@@ -45,9 +45,9 @@ class Config:
     optima: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 1.0), (3, 0.1), (8, 1 / 3), (16, 0.125))
     sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     half_gaps: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
-    angles: tuple[float, ...] = (0.3, 0.8, 1.6)
+    angles: tuple[float, ...] = (0.3, 0.8, 1.2)
     concentrations: tuple[float, ...] = (1.0, 3.0, 8.0)
-    draws: int = 96
+    draws: int = 64
     seed: int = 0
 
 
@@ -140,32 +140,150 @@ def _optimal(config: Config) -> dict:
 def _flawed(config: Config) -> dict:
     """Pairs with a gap, an angle or a concentration: mean loss less log n at the largest size, predictions and near
     misses, [flaw]."""
-    n = config.sizes[-1]
-    across = DIMENSIONS - 1
-    flaws = []
-    for half_gap in config.half_gaps:
-        law = lambda shrink: limits.loss_limit(across, TEMPERATURE / shrink)  # noqa: E731
+    n, rows = config.sizes[-1], []
+
+    def gap(half_gap):
+        # A gap shrinks the cosines across it to 1 − γ²; were it one modality's alone, to √(1 − γ²).
         square = 1 - half_gap**2
-        flaws.append(("gap", half_gap, functools.partial(pairs_with_gap, half_gap=half_gap), law(square), law(square**0.5)))
-    for angle in config.angles:
-        law = lambda c: limits.loss_limit(DIMENSIONS, TEMPERATURE, pair_cosine=c)  # noqa: E731
-        near = np.cos(angle / 2)  # the mean of the partners, not one seen from the other
-        flaws.append(("angle", angle, functools.partial(pairs_at_angle, angle=angle), law(np.cos(angle)), law(near)))
-    for kappa in config.concentrations:
-        law = lambda k: limits.loss_limit(DIMENSIONS, TEMPERATURE, concentration=k)  # noqa: E731
-        flaws.append(("concentration", kappa, functools.partial(pairs_concentrated, concentration=kappa), law(kappa), law(0.0)))
-    rows = []
-    for i, (kind, size, sample, law, near) in enumerate(flaws):
-        mean, error = mean_loss(sample, n, TEMPERATURE, config.draws, [config.seed, 100, i])
-        rows.append((kind, size, mean, error, law.limit + law.correction / n, near.limit + near.correction / n))
-    names = ("flaw_kind", "flaw_size", "flawed", "flawed_error", "flawed_predicted", "flawed_near_miss")
-    alignment = [limits.loss_limit(across, TEMPERATURE).limit + 1 / TEMPERATURE for _ in config.half_gaps]
-    # What uniformity alone would say of a gap: log E exp over all pairs, the −γ²/τ of the gap included.
-    apart = [
-        limits.loss_limit(across, TEMPERATURE / (1 - g**2)).limit + (1 - 2 * g**2) / TEMPERATURE
-        for g in config.half_gaps
-    ]  # fmt: skip
-    del alignment
-    return {name: (("flaw",), list(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)} | dict(
-        uniformity_alone=(("half_gap",), np.array(apart))
+        return [limits.loss_limit(DIMENSIONS - 1, TEMPERATURE / shrink) for shrink in (square, square**0.5)]
+
+    def angle(size):
+        return [limits.loss_limit(DIMENSIONS, TEMPERATURE, pair_cosine=np.cos(a)) for a in (size, size / 2)]
+
+    def concentration(size):
+        return [limits.loss_limit(DIMENSIONS, TEMPERATURE, concentration=kappa) for kappa in (size, 0.0)]
+
+    kinds = (
+        (gap, pairs_with_gap, config.half_gaps),
+        (angle, pairs_at_angle, config.angles),
+        (concentration, pairs_concentrated, config.concentrations),
     )
+    for predict, pairs, sizes in kinds:
+        for size in sizes:
+            sample = lambda rng, n, pairs=pairs, size=size: pairs(rng, n, size)  # noqa: E731
+            mean, error = mean_loss(sample, n, TEMPERATURE, config.draws, [config.seed, 100, len(rows)])
+            values = [law.limit + law.correction / n for law in predict(size)]
+            rows.append((predict.__name__, size, mean, error, *values))
+    names = ("flaw_kind", "flaw_size", "flawed", "flawed_error", "flawed_predicted", "flawed_near_miss")
+    return {name: (("flaw",), list(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def judge(data) -> list[sim.Row]:
+    """Limit and correction, their order, flawed pairs, the optimal gap, and the range of the limit."""
+    size, enough = data["size"].values, slice(0, -1)  # the last optimum has too few pairs
+    good = data.isel(optimum=enough)
+    last = good.isel(size=-1)
+
+    def corrected(correction):
+        predicted = (last.limit + last[correction] / size[-1]).values
+        return sim.Check("monte_carlo", predicted, last.optimal.values, 4.0, last.optimal_error.values)
+
+    def slope(predicted, pick):
+        excess = (good.optimal - good.limit).transpose("optimum", "size").values
+        checks = [sim.Check("slope", predicted, values, 0.1, at=size) for values in excess]
+        return pick(checks, key=lambda check: check.error())
+
+    def flawed(predicted, kind=None):
+        here = data if kind is None else data.isel(flaw=np.flatnonzero(data.flaw_kind.values == kind))
+        return sim.Check("monte_carlo", here[predicted].values, here.flawed.values, 4.0, here.flawed_error.values)
+
+    gap = data.isel(flaw=np.flatnonzero(data.flaw_kind.values == "gap"))
+    at = gap.flaw_size.values
+
+    def rises(values):
+        return sim.Check("monotone", np.ones(len(at) - 1), values, 4.0, gap.flawed_error.values, at)
+
+    pairs_needed = np.exp(-data.limit)
+    ratio = (data["size"] / pairs_needed).transpose("optimum", "size").values
+
+    def limit_alone(name, chosen):
+        predicted = data[name].values[:, None] * np.ones((1, len(size)))
+        return sim.Check("absolute", predicted[chosen], data.optimal.values[chosen], 0.05)
+
+    wide, narrow = ratio >= 25, ratio <= 1  # A/n < e^{−C}/n, so at most .04 for the first
+    near = [flawed("flawed_near_miss", kind) for kind in ("gap", "angle", "concentration")]
+    return [
+        sim.Row(
+            f"mean loss less log n of aligned uniform pairs against C + A/n, n = {size[-1]}",
+            corrected("correction"),
+            corrected("without_variance"),
+            "A without the variance of the denominator",
+        ),
+        sim.Row(
+            "deviation from the limit C over n, worst (d, τ)",
+            slope(-1.0, max),
+            slope(-0.5, min),
+            "order ½, as in the theorem",
+        ),
+        sim.Row(
+            f"the same with a gap, with partners at an angle, and concentrated, n = {size[-1]}",
+            flawed("flawed_predicted"),
+            min(near, key=lambda check: check.error()),
+            "the closest of: √(1−γ²) for 1−γ²; half the angle; no concentration",
+        ),
+        sim.Row(
+            "the loss rises with the gap of parallel modalities",
+            rises(gap.flawed.values),
+            rises(gap.flawed.values + (1 - 2 * at**2) / TEMPERATURE),
+            "uniformity alone, without alignment",
+        ),
+        sim.Row(
+            "loss less log n against the limit alone, n ≥ 25 e^{−C}",
+            limit_alone("limit", wide),
+            limit_alone("next_dimension", wide),
+            "the sphere of one dimension more",
+            outside=limit_alone("limit", narrow),
+            condition="n ≫ e^{−C}; below e^{−C} pairs the limit asks for a negative loss",
+        ),
+    ]
+
+
+def draw(data):
+    """Losses against n, deviations against n, losses of flawed pairs."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 3.0), layout="constrained")
+    grey, size = _figures.CONTROL, data["size"].values
+    fine = np.geomspace(size[0] / 1.3, size[-1] * 1.3, 100)
+    for i, color in zip(range(data.sizes["optimum"]), _figures.COLORS, strict=False):
+        here = data.isel(optimum=i)
+        limit, correction = float(here.limit), float(here.correction)
+        label = f"d = {int(here.dimensions)}, τ = {float(here.temperature):.3g}"
+        # Where A/n is no longer small the line would leave the range in which it was derived.
+        near = fine > 1.5 * correction
+        left.plot(fine[near], limit + correction / fine[near], color=color, linewidth=0.9)
+        left.axhline(limit, color=color, linestyle=":", linewidth=0.8)
+        left.errorbar(size, here.optimal, 4 * here.optimal_error, fmt="o", color=color, label=label)
+        middle.plot(fine[near], correction / fine[near], color=color, linewidth=0.9)
+        middle.plot(fine[near], float(here.without_variance) / fine[near], "--", color=grey, linewidth=0.7, zorder=0)
+        middle.errorbar(size, here.optimal - limit, 4 * here.optimal_error, fmt="o", color=color)
+    left.plot(fine, -np.log(fine), "--", color=grey)
+    left.set(xscale="log", xlabel="pairs n", ylabel="loss − log n (nats)")
+    start = float((data.optimal - data.limit).isel(optimum=0, size=0))
+    middle.plot(fine, start * (size[0] / fine) ** 0.5, ":", color=grey, label="slope −½")
+    middle.set(xscale="log", yscale="log", xlabel="pairs n", ylabel="deviation from C (nats)")
+    middle.legend(loc="lower left")
+    units = dict(gap=(1.0, "gap γ"), angle=(np.pi, "angle/π"), concentration=(10.0, "κ/10"))
+    for color, (kind, (unit, label)) in zip(_figures.COLORS, units.items(), strict=False):
+        here = data.isel(flaw=np.flatnonzero(data.flaw_kind.values == kind))
+        at = here.flaw_size.values
+        settings, reach = dict(temperature=TEMPERATURE), np.linspace(0 if kind == "gap" else 1e-3, at.max(), 80)
+        laws = [
+            limits.loss_limit(DIMENSIONS - 1, TEMPERATURE / (1 - v**2)) if kind == "gap"
+            else limits.loss_limit(DIMENSIONS, pair_cosine=np.cos(v), **settings) if kind == "angle"
+            else limits.loss_limit(DIMENSIONS, concentration=v, **settings)
+            for v in reach
+        ]  # fmt: skip
+        right.plot(reach / unit, [w.limit + w.correction / size[-1] for w in laws], color=color, linewidth=0.9)
+        right.errorbar(at / unit, here.flawed, 4 * here.flawed_error, fmt="o", color=color, label=label)
+        if kind == "gap":
+            right.plot(at / unit, here.flawed_near_miss, "x", color=grey)
+    right.set(xlabel="size of the flaw", ylabel="loss − log n (nats)")
+    right.legend(loc="upper right")
+    for axis in (left, middle):
+        axis.set_xticks(size[::2], [f"{n}" for n in size[::2]])
+        axis.minorticks_off()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    for axis, letter in zip((left, middle, right), "abc", strict=True):
+        axis.set_title(f"({letter})", loc="left")
+    return figure

@@ -67,7 +67,14 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(width=64, networks=96, replicas=8, norm_ratios=(1.5, 2.0, 4.0), layers=2400, share_cosines=(0.7, 0.8, 0.86, 0.9, 0.94))
+QUICK = Config(
+    width=64,
+    networks=96,
+    replicas=8,
+    norm_ratios=(1.5, 2.0, 4.0),
+    layers=2400,
+    share_cosines=(0.7, 0.8, 0.86, 0.9, 0.94),
+)
 
 
 def measure(config: Config, *, progress: bool = False):

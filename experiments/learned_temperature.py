@@ -200,7 +200,10 @@ def measure(config: Config, *, progress: bool = False):
             settings = dict(shared=shared, steps=config.steps, end=config.end)
             times, half_gap, scale = flow(starts, which, rates, config, **settings)
             shape = (config.seeds, len(NAMES), len(config.rates), len(times))
-            values |= {f"{name}_half_gap": (dims, half_gap.reshape(shape)), f"{name}_scale": (dims, scale.reshape(shape))}
+            values |= {
+                f"{name}_half_gap": (dims, half_gap.reshape(shape)),
+                f"{name}_scale": (dims, scale.reshape(shape)),
+            }
         values |= _halvings(config)
     return xr.Dataset(
         values,
@@ -346,7 +349,9 @@ def draw(data):
             right.plot(fine, invariants.half_gap_at_scale(fine, start, **settings), line, color=color, linewidth=0.8)
             right.plot(scale[::6], here[f"{kind}_half_gap"][::6], marker, color=color, markersize=2)
             if kind == "shared" or name == "exponential":
-                left.plot(time[1:], predicted[1:], line, color=color, linewidth=0.9, label=label if line == "-" else None)
+                left.plot(
+                    time[1:], predicted[1:], line, color=color, linewidth=0.9, label=label if line == "-" else None
+                )
                 left.lines[-1].set_linewidth(2.5 if name == "softplus" else 0.9)  # linear lies on top of it
                 left.plot(time[1::5], here[f"{kind}_half_gap"][1::5], marker, color=color, markersize=2.5)
     left.set(xscale="log", yscale="log", xlabel="time", ylabel="half gap γ", ylim=(1e-4, 1), xlim=(1e-2, None))
@@ -363,7 +368,9 @@ def draw(data):
         change = np.abs(relative_change(data, kind, "exponential", rate, law) - 1).max(axis=0)
         middle.plot(time[1:], np.maximum(change[1:], 1e-10), style, color=color, linewidth=1.0, label=label)
     middle.axhline(1e-4, color="black", linewidth=0.4)
-    middle.set(xscale="log", yscale="log", xlabel="time", ylabel="relative change", ylim=(5e-11, 1e7), xlim=(1e-2, None))
+    middle.set(
+        xscale="log", yscale="log", xlabel="time", ylabel="relative change", ylim=(5e-11, 1e7), xlim=(1e-2, None)
+    )
     middle.legend(loc="upper left", fontsize=6)
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=4)

@@ -290,7 +290,9 @@ def draw(data):
     published = np.degrees(landscapes.best_latitude(float(data.published_scale), 1 / inverse))
     right.plot(inverse, published, color=colors[0], linewidth=0.9)
     right.plot(data.inverse_temperature, np.degrees(data.published_latitude), "o", color=colors[0], label="published")
-    right.plot(data.inverse_temperature, np.degrees(data.matched_latitude), "s", color=colors[2], label="no swap", zorder=1)
+    right.plot(
+        data.inverse_temperature, np.degrees(data.matched_latitude), "s", color=colors[2], label="no swap", zorder=1
+    )
     for i in range(data.sizes["geometry"]):
         here, label = data.isel(geometry=i), "random" if i == 0 else None
         at = here.random_inverse_temperature.values

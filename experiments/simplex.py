@@ -30,12 +30,12 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "(a) Smallest loss found from random starts (points) and predicted (lines), without a gap and with parallel gaps "
-    "(n = {n}); grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
-    "wrong pairs, at τ = {tau:g}: measured (circles: parallel modalities; crosses: free rows, pulled apart) and predicted; the gap is "
+    "(n = 8); grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
+    "wrong pairs, at τ = 0.1: measured (circles: parallel modalities; crosses: free rows, pulled apart) and predicted; the gap is "
     "free up to the dotted lines; grey: G²/2 for G²/4. (c) Gap at the optimum of free rows from starts with a gap, "
     "against 1/τ: none for p = 0 and at high temperature; below the predicted temperature (line: the widest free gap) any "
     "value up to the line."
-).format(n=8, tau=0.1)
+)
 MAX_STEPS = 2000  # of L-BFGS; some tens are enough
 
 
@@ -96,7 +96,12 @@ def _minimise(start, mask, gap_norm, temperature, pairing, pull):
 
 
 def smallest(
-    start, *, temperature: float, dimensions: int | None = None, gap_norm: float = 0.0, wrong_share: float = 0.0,
+    start,
+    *,
+    temperature: float,
+    dimensions: int | None = None,
+    gap_norm: float = 0.0,
+    wrong_share: float = 0.0,
     pull: float = 0.0,
 ):
     """(loss, gap norm) of the unit rows that L-BFGS reaches from a start [2, n, d].
@@ -192,7 +197,8 @@ def _gap_costs(config: Config) -> dict:
         found = (smallest(s, temperature=temperature, wrong_share=share, pull=config.pulls[j]) for s in starts)
         loss, gap = min(found, key=lambda f: f[0] - config.pulls[j] * f[1] ** 2)
         predicted, half = (
-            landscapes.smallest_loss(n, temperature, gap_norm=min(g, 2.0), wrong_share=share) for g in (gap, 2**0.5 * gap)
+            landscapes.smallest_loss(n, temperature, gap_norm=min(g, 2.0), wrong_share=share)
+            for g in (gap, 2**0.5 * gap)
         )
         pulled[:, i, j] = loss, gap, predicted, half
     names = ("parallel", "parallel_predicted", "parallel_plain_weight")

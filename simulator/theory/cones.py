@@ -63,8 +63,9 @@ def arc_cosine_kernel(correlation) -> np.ndarray:
 def product_moment(variance_p, variance_q, covariance, activation: Activation) -> np.ndarray:
     """E[φ(p)φ(q)] for jointly Gaussian p, q of mean 0.
 
-    ReLU: ½ √(var p · var q) κ₁(ρ). GELU (the tanh form, as in the towers) and tanh: Gauss–Hermite quadrature in two
-    independent variables z, w with p = √var p · z, q = √var q (ρ z + √(1 − ρ²) w).
+    ReLU: ½ √(var p · var q) κ₁(ρ). GELU (the tanh form, as in the towers) and tanh: the trapezoid rule in two
+    independent variables z, w with p = √var p · z, q = √var q (ρ z + √(1 − ρ²) w). For a function that is analytic within
+    a of the real line its error is e^{−2πa/step}; tanh has a = π/(2√var), where Gauss–Hermite converges like e^{−c√nodes}.
 
     Args:
       variance_p, variance_q: >= 0, numbers or arrays of one shape.
@@ -77,7 +78,7 @@ def product_moment(variance_p, variance_q, covariance, activation: Activation) -
     Raises:
       ValueError: another activation.
 
-    Error: exact for ReLU; below 1e-9 at variances up to 4 otherwise.
+    Error: exact for ReLU; below 1e-12 at variances up to 4 otherwise, 1e-5 at 40.
     Source: Cho & Saul 2009 for ReLU; quadrature derived here.
     """
     require_one_of("activation", activation, get_args(Activation))
@@ -88,7 +89,7 @@ def product_moment(variance_p, variance_q, covariance, activation: Activation) -
     correlation = np.clip(covariance / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
     if activation == "relu":
         return 0.5 * scale * arc_cosine_kernel(correlation)
-    nodes, weights = _hermite()
+    nodes, weights = _normal_grid()
     function = _gelu if activation == "gelu" else np.tanh
     z, w, shape = nodes[:, None], nodes[None, :], correlation.shape
     moments = [
@@ -299,7 +300,8 @@ def _gelu(z):
 
 
 @functools.lru_cache(maxsize=1)
-def _hermite(num_nodes: int = 120):
-    """Nodes and weights of the standard normal distribution."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+def _normal_grid(step: float = 0.125, reach: float = 9.0):
+    """Nodes and weights of the trapezoid rule for the standard normal distribution."""
+    nodes = np.arange(-reach, reach + step / 2, step)
+    weights = np.exp(-0.5 * nodes**2)
     return nodes, weights / weights.sum()

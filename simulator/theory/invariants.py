@@ -65,9 +65,9 @@ def scale_potential(scale, parametrisation: Parametrisation) -> np.ndarray:
         return 0.5 * scale**2
     if parametrisation == "temperature":
         return -0.5 / scale**2
-    rest = -np.expm1(-scale)  # 1 − e^{−s}; spence(z) = Li₂(1 − z)
-    decaying = np.where(np.isinf(scale), 0.0, scale * np.exp(-scale) / rest)
-    return 0.5 * scale**2 - decaying + (scale + 1) * np.log(rest) - spence(rest)
+    near = np.minimum(scale, 700.0)  # beyond, all but s²/2 has vanished
+    rest = -np.expm1(-near)  # 1 − e^{−s}; spence(z) = Li₂(1 − z)
+    return 0.5 * scale**2 - near * np.exp(-near) / rest + (near + 1) * np.log(rest) - spence(rest)
 
 
 def log_invariant(
@@ -136,5 +136,5 @@ def half_gap_at_scale(
     if not shared:
         return np.where(constant < 1, constant, np.nan)
     # γe^{−γ²/2} is largest at γ = 1. For a tiny C, γ = C, without W₀'s loss of digits.
-    exact = np.sqrt(-lambertw(-np.minimum(constant, np.exp(-0.5)) ** 2).real)
+    exact = np.sqrt(-lambertw(-(np.minimum(constant, np.exp(-0.5)) ** 2)).real)
     return np.where(constant > np.exp(-0.5), np.nan, np.where(constant < 1e-6, constant, exact))
