@@ -354,14 +354,21 @@ def draw(data):
                 )
                 left.lines[-1].set_linewidth(2.5 if name == "softplus" else 0.9)  # linear lies on top of it
                 left.plot(time[1::5], here[f"{kind}_half_gap"][1::5], marker, color=color, markersize=2.5)
-    left.set(xscale="log", yscale="log", xlabel="time", ylabel="half gap γ", ylim=(1e-4, 1), xlim=(1e-2, None))
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="time (units of the flow)",
+        ylabel="half gap γ",
+        ylim=(1e-4, 1),
+        xlim=(1e-2, None),
+    )
     right.set(yscale="log", xlabel="scale s", ylabel="half gap γ", ylim=(1e-4, 1), xlim=(0, 25))
 
     curves = (
         ("shared", 1.0, yaras, colors[0], "-", "γ s² e^(−γ²/2), one scalar"),
         ("equivalent", 1.0, None, colors[1], "-", "γ s, equivalent rows"),
         ("random", 1.0, None, colors[2], "-", "γ s, random rows"),
-        ("shared", 0.5, yaras, grey, "--", "κ = ½"),
+        ("shared", 0.5, yaras, grey, "--", "γ s² e^(−γ²/2), one scalar, κ = ½"),
         ("random", 1.0, yaras, grey, ":", "γ s² e^(−γ²/2), rows"),
     )
     for kind, rate, law, color, style, label in curves:
@@ -369,7 +376,12 @@ def draw(data):
         middle.plot(time[1:], np.maximum(change[1:], 1e-10), style, color=color, linewidth=1.0, label=label)
     middle.axhline(1e-4, color="black", linewidth=0.4)
     middle.set(
-        xscale="log", yscale="log", xlabel="time", ylabel="relative change", ylim=(5e-11, 1e7), xlim=(1e-2, None)
+        xscale="log",
+        yscale="log",
+        xlabel="time (units of the flow)",
+        ylabel="relative change",
+        ylim=(5e-11, 1e7),
+        xlim=(1e-2, None),
     )
     middle.legend(loc="upper left", fontsize=6)
     handles, names = left.get_legend_handles_labels()

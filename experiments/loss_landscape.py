@@ -272,7 +272,9 @@ def draw(data):
     left.plot(degrees, matched.loss_predicted, color=grey, linewidth=0.9)
     left.plot(degrees[::3], matched.loss[::3], "o", color=grey, markersize=2)
     left.set(xlabel="latitude θ (degrees)", ylabel="loss (nats)", xticks=range(-90, 91, 45), ylim=(0, 1.82))
-    left.legend(title="1/τ", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.05), columnspacing=0.8)
+    left.legend(
+        title="1/τ", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.07), columnspacing=0.6, handlelength=1.0
+    )  # fmt: skip
 
     shown = data.lift_is_published.values == 1
     scale, loss = data.lift_scale.values[shown], data.lift_loss.values[shown]
@@ -303,7 +305,7 @@ def draw(data):
         right.plot(at, np.degrees(here.random_latitude), "o", color=colors[1], markersize=2, label=label)
     right.set(xscale="log", xlabel="1/τ", ylabel="latitude of least loss (degrees)", ylim=(-4, 118))
     right.set_yticks(range(0, 91, 30))
-    right.legend(loc="upper left", ncols=3, columnspacing=0.8, handletextpad=0.1)
+    right.legend(loc="upper center", ncols=3, columnspacing=0.4, handletextpad=0.0, fontsize=6)
     for axis, letter in zip((left, middle, right), "abc", strict=True):
         axis.set_title(f"({letter})", loc="left")
     return figure

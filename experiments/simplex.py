@@ -330,7 +330,7 @@ def draw(data):
         half = [landscapes.smallest_loss(n, temperature, gap_norm=min(g * 2**0.5, 2), wrong_share=share) for g in fine]
         middle.plot(fine, half, "--", color=grey, linewidth=0.8, zorder=0)
     middle.set(yscale="log", xlabel="gap norm G held", ylabel="smallest loss (nats)", ylim=(3e-5, 60))
-    middle.legend(loc="upper left")
+    middle.legend(loc="upper center")
 
     fine = np.linspace(1, 10.5, 300)
     for i, share in enumerate(data.wrong_share.values):

@@ -121,6 +121,18 @@ def test_spread_is_that_of_the_gaussian_expectation(rho):
     np.testing.assert_allclose(cones.relu_cosine_spread(rho), brute**0.5, rtol=1e-3)
 
 
+def test_finite_width_raises_the_mean_cosine_of_orthogonal_inputs():
+    """Second order of A/√(BC) in the fluctuations of A, B, C, with E φ = 1/√2π, φ² ½, φ³ √(2/π), φ⁴ 3/2: 0.24/width."""
+    covariance = (2 / np.pi) ** 0.5 * (2 * np.pi) ** -0.5 - 0.25 / np.pi
+    shift = -4 * covariance + 3 / 8 / np.pi * 2 * (1.5 - 0.25) / 0.25
+    assert abs(shift - 0.239) < 1e-3
+    width, layers = 64, 20_000
+    p, q = np.maximum(np.random.default_rng(0).normal(size=(2, layers, width)), 0)
+    cosines = np.sum(p * q, axis=1) / np.sqrt(np.sum(p * p, axis=1) * np.sum(q * q, axis=1))
+    mean, error = cosines.mean() - 1 / np.pi, cosines.std() / layers**0.5
+    assert abs(mean - shift / width) < 4 * error < mean
+
+
 def test_random_cosines_have_the_moments_of_gaussian_directions():
     cosines, weights = cones.random_cosine_quadrature(512)
     np.testing.assert_allclose([weights @ cosines**2, weights @ cosines**4], [1 / 512, 3 / (512 * 514)], rtol=1e-10)
