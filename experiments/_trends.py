@@ -21,6 +21,28 @@ def trend(values, at, sign: int) -> sim.Check:
     is assumed; seeds share data and start along `at`, so each is a block of its own. Equal values are ranked against the
     claim. The check compares the p-value with 0.
     """
+    return sim.Check("absolute", 0.0, _page_p_value(values, at, sign), LEVEL)
+
+
+def umbrella(values, at) -> sim.Check:
+    """Whether `values` [seed, at] rise to a peak inside the range of `at` and fall after it.
+
+    For each inner point the larger p-value of a rise up to it and a fall from it (both must be seen); the smallest over
+    the points, times their number, because the peak is looked for in the same data.
+    """
+    values, at = np.asarray(values, float), np.asarray(at, float)
+    if len(at) < 3:
+        raise ValueError(f"a peak inside needs at least 3 points, not {len(at)}")
+    order = np.argsort(at, kind="stable")
+    values, at = values[:, order], at[order]
+    both = [
+        max(_page_p_value(values[:, : i + 1], at[: i + 1], +1), _page_p_value(values[:, i:], at[i:], -1))
+        for i in range(1, len(at) - 1)
+    ]
+    return sim.Check("absolute", 0.0, min(1.0, min(both) * len(both)), LEVEL)
+
+
+def _page_p_value(values, at, sign: int) -> float:
     values, at = np.asarray(values, float), np.asarray(at, float)
     if values.ndim != 2 or values.shape[1] != len(at) or len(at) < 2 or not np.isfinite(values).all():
         raise ValueError(f"a trend needs finite values [seed, {len(at)}] at two points or more, not {values.shape}")
@@ -29,7 +51,7 @@ def trend(values, at, sign: int) -> sim.Check:
     ranks = np.argsort(np.argsort(values[:, ::-1], axis=1, kind="stable"), axis=1)[:, ::-1] + 1
     statistic = int(np.sum(ranks * np.arange(1, len(at) + 1)[None, :]))
     below = np.cumsum(_page_distribution(len(values), len(at))[::-1])[::-1]
-    return sim.Check("absolute", 0.0, min(float(below[statistic]), 1.0), LEVEL)
+    return min(float(below[statistic]), 1.0)
 
 
 def shuffled(values, seed: int = 0):

@@ -22,22 +22,19 @@ def sweep(
     over: Mapping[str, Sequence[Any]],
     seeds: int = 16,
     key: jax.Array,
-    params: Any = None,
     progress: bool = False,
 ):
     """Train every combination of the swept fields with every seed.
 
     Seed s uses fold_in(key, s) at every point of the grid, so that points differ in the swept fields alone.
-    Traced fields (`experiment.TRACED_FIELDS`: temperature, angle, tightness, noise, learning rate and others) share one
-    compiled program; any other field is looped over.
+    Traced fields (temperature, angle, tightness, noise, learning rate) share one compiled program; any other
+    field is looped over.
 
     Args:
       experiment: the common part.
       over: dotted field -> values, for instance {"loss.temperature": [0.01, 0.1], "start.angle": [0.5, 1.5]}.
       seeds: number of seeds, >= 1.
       key: JAX random key.
-      params: parameters to start from at every point, each with a leading axis of `seeds` (as in the state that
-        `train_replicas` returns), for fine-tuning; None starts as the experiment says.
       progress: show a progress bar for each group of one shape.
 
     Returns:
@@ -78,9 +75,9 @@ def sweep(
             where |= dict(zip(traced, traced_points[replica // seeds], strict=True))
             return f"replica {replica} ({', '.join(f'{k} = {v}' for k, v in where.items())}, seed {replica % seeds})"
 
-        start = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(traced_points)), params)
-        keys = keys_for(len(traced_points))
-        groups.append(train_replicas(config, varied, keys, params=start, progress=progress, describe=describe))
+        groups.append(
+            train_replicas(config, varied, keys_for(len(traced_points)), progress=progress, describe=describe)
+        )
 
     steps = groups[0][5]
     shape = (*(len(over[p]) for p in static), *(len(over[p]) for p in traced), seeds)

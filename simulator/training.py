@@ -339,13 +339,13 @@ def _params(experiment: Experiment, towers) -> dict[str, Any]:
 
 def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
     """Parameters of the random towers before a start is imposed, each with a leading axis of R: what start=None gives
-    for these keys [R]. For a start made by hand (`params` of `train_replicas` and `sweep`)."""
+    for these keys [R]. For a start made by hand (`params` of `train_replicas`)."""
 
     def one(key):
         tower_key = jax.random.split(key, 6)[3]  # as in the start of a replica
         return _params(experiment, _build_towers(experiment, jax.random.split(tower_key)))
 
-    return jax.vmap(one)(keys)
+    return jax.jit(jax.vmap(one))(keys)
 
 
 @functools.lru_cache(maxsize=64)

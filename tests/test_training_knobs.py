@@ -100,12 +100,13 @@ def test_start_from_given_parameters(key):
     assert float(abs(second.history.gap_norm[-1] - second.history.gap_norm[0])) > 1e-3
 
 
-def test_start_of_a_sweep_from_given_parameters(key):
+def test_start_of_replicas_from_given_parameters(key):
     keys = jnp.stack([jax.random.fold_in(key, s) for s in range(2)])
-    history, state, *_ = train_replicas(SMALL, {}, keys)
-    data = sim.sweep(SMALL, over={"loss.temperature": [0.1, 0.5, 1.0]}, seeds=2, key=key, params=state["params"])
-    for i in range(3):
-        np.testing.assert_allclose(data.gap_norm[i, :, 0], history["gap_norm"][:, -1], rtol=1e-5)
+    first, state, *_ = train_replicas(SMALL, {}, keys)
+    both = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), state["params"])
+    second, *_ = train_replicas(SMALL, {"loss.temperature": [0.1, 0.1, 1.0, 1.0]}, jnp.tile(keys, 2), params=both)
+    np.testing.assert_allclose(second["gap_norm"][:, 0], np.tile(first["gap_norm"][:, -1], 2), rtol=1e-5)
+    assert np.abs(second["gap_norm"][2:, -1] - second["gap_norm"][:2, -1]).max() > 1e-4
 
 
 def test_initial_parameters_are_those_of_start_none(key):

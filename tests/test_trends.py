@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments._trends import LEVEL, _page_distribution, shuffled, spread, trend, unbiased_gap
+from experiments._trends import LEVEL, _page_distribution, shuffled, spread, trend, umbrella, unbiased_gap
 
 
 def test_distribution_by_enumeration():
@@ -34,6 +34,18 @@ def test_size_and_power(rng):
     assert trend(values, np.arange(5), +1).passes()
     assert not trend(values, np.arange(5), -1).passes()
     assert np.mean([trend(shuffled(values, s), np.arange(5), +1).passes() for s in range(200)]) < 0.02
+
+
+def test_a_peak_inside(rng):
+    """A hump passes; a rise alone, a fall alone, a trough and shuffled labels do not; chance seldom does."""
+    hump = -((np.arange(6) - 2.0) ** 2)[None, :] + rng.normal(size=(8, 6))
+    assert umbrella(hump, np.arange(6)).passes()
+    for other in (-hump, rng.normal(size=(8, 6)) + np.arange(6), rng.normal(size=(8, 6)) - np.arange(6), shuffled(hump)):
+        assert not umbrella(other, np.arange(6)).passes()
+    chance = [umbrella(rng.normal(size=(8, 5)), np.arange(5)).error() for _ in range(500)]
+    assert np.mean(np.array(chance) <= 0.05) <= 0.05
+    with pytest.raises(ValueError, match="3 points"):
+        umbrella(hump[:, :2], np.arange(2))
 
 
 def test_points_in_any_order(rng):
