@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -72,21 +73,70 @@ class Diagnose:
     """
 
     gallery: Positional[Path]
-    """Gallery embeddings, .npy [K, d] (texts, class prompts)."""
+    """Gallery embeddings [K, d] (texts, class prompts): .npy, .npz, .safetensors or .parquet; FILE:NAME for an array
+    inside a file."""
     queries: Positional[Path]
-    """Query embeddings, .npy [n, d] (images)."""
+    """Query embeddings [n, d] (images), likewise; read by blocks, so they may be larger than memory."""
     paired: bool = False
     """Row i of the gallery pairs with row i of the queries (equal row counts never imply it)."""
     labels: Path | None = None
-    """Right gallery row of each query: .npy of whole numbers, or a text file with one per line."""
+    """Right gallery row of each query: whole numbers in one of these formats, or a text file with one per line."""
     normalize: bool = False
     """Scale all rows to unit length first."""
     temperature: float | None = None
     """Temperature of the model, for the marginal errors."""
     sigma: float | None = None
     """Noise per coordinate on the gallery rows: predict robustness with the gap open and closed."""
+    subset: int = 5000
+    """Random rows for what takes all pairs of rows; everything else is exact, and the output says which is which."""
+    seed: int = 0
+    """Of the random rows."""
     json: Path | None = None
     """Also write the numbers to this file."""
+    page: Path | None = None
+    """Also draw one page: FILE.pdf, and FILE.png beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train every point of a grid, in chunks that survive Ctrl-C and a kill; the same command continues.
+
+    Example: gapsim sweep grid.toml --store results/grid --learning_rate 0.002 --loss.temperature 0.05
+    """
+
+    config: Positional[Path]
+    """TOML file: fields of Experiment, `seeds`, `key`, and a table `over` of lists by dotted field."""
+    store: Path
+    """Folder that keeps what is finished; several processes may share it."""
+    set: tuple[str, ...] = ()
+    """Changes to the file, dotted.field=value each; --dotted.field value is the same."""
+    workers: int = 0
+    """Share the work among this many jobs instead of training here (extra `slurm`)."""
+    executor: Literal["slurm", "local"] = "slurm"
+    """Where the jobs run: Slurm, or processes of this machine."""
+    minutes: int = 60
+    """Time limit of a job; submit again to continue what was not done."""
+    cpus: int = 8
+    """Cores of a job."""
+    partition: str | None = None
+    """Slurm partition; the default one if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time the engine against a jitted JAX loop, a PyTorch loop and torch.func (extra `bench`), in one run.
+
+    Example: gapsim bench --json bench.json
+    """
+
+    quick: bool = False
+    """A few points only."""
+    rounds: int = 5
+    """Times that every point is measured; medians and extremes are shown."""
+    json: Path | None = None
+    """Write the rows to this file."""
+    out: Path | None = Path("figures")
+    """Folder for performance.pdf, .png and .nc."""
 
 
 Command = (
@@ -95,11 +145,16 @@ Command = (
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn what a user can mend into one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["sweep"]:
+        arguments = _gather_changes(arguments)
     command = tyro.cli(Command, prog="gapsim", description="Theory simulator for contrastive training.", args=arguments)
     try:
         return _COMMANDS[type(command)](command)
@@ -107,18 +162,40 @@ def main(arguments: list[str] | None = None) -> int:
         print("gapsim: stopped; what was finished is stored", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"gapsim: {error}", file=sys.stderr)
+        print(f"gapsim: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _use_all_cores():
-    """One XLA device per core; only possible before JAX computes anything in this process."""
+def _gather_changes(arguments: list[str]) -> list[str]:
+    """`--some.field value` of a sweep as `--set some.field=value`."""
+    own = {f"--{field.name}" for field in dataclasses.fields(Sweep)} | {"--help", "-h"}
+    kept, changes = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if word.startswith("--") and word.split("=")[0] not in own:
+            name, is_set, value = word[2:].partition("=")
+            changes.append(f"{name}={value if is_set else next(rest, '')}")
+        else:
+            kept.append(word)
+    return kept + (["--set", *changes] if changes else [])
+
+
+def _use_all_cores(*, only_sweeps: bool = False):
+    """One XLA device per core with full vectors, and what is compiled kept on disk; only possible before JAX computes
+    anything in this process. only_sweeps: no device ever helps another with its matrix products."""
+    flags = "--xla_cpu_prefer_vector_width=512" + " --xla_cpu_multi_thread_eigen=false" * only_sweeps
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
     import contextlib
 
     import jax
 
+    from simulator.engine import cache_folder
+
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _run(command: Run) -> int:
@@ -180,30 +257,108 @@ def _figures(command: Figures) -> int:
 
 
 def _diagnose(command: Diagnose) -> int:
-    from experiments import _diagnose
+    from experiments import _diagnose, _page
+    from simulator.store import require_writable
 
+    if command.page is not None and command.page.suffix != ".pdf":
+        raise ValueError(f"--page is {command.page}; name a file that ends in .pdf (a .png appears beside it)")
+    outputs = [command.json, command.page, command.page and command.page.with_suffix(".png")]
+    for path in filter(None, outputs):
+        if path.exists() and any(
+            given.exists() and path.samefile(given) for given in (command.gallery, command.queries)
+        ):
+            raise ValueError(f"{path} is an input; name another file for the output")
+        require_writable(path)
     result = _diagnose.diagnose(
-        command.gallery, command.queries, paired=command.paired, labels=command.labels,
-        normalize=command.normalize, temperature=command.temperature, sigma=command.sigma,
+        command.gallery, command.queries, paired=command.paired, labels=command.labels, normalize=command.normalize,
+        temperature=command.temperature, sigma=command.sigma, subset=command.subset, seed=command.seed, progress=True,
     )  # fmt: skip
-    print(_diagnose.render(result))
+    for words in result["warnings"]:
+        print(f"gapsim: warning: {words}", file=sys.stderr)
+    print(_page.render(result))
     if command.json is not None:
         _write_json(command.json, result)
+    if command.page is not None:
+        from experiments._figures import save_figure
+
+        save_figure(_page.draw, result, command.page.with_suffix(""))
+    return 0
+
+
+def _sweep(command: Sweep) -> int:
+    if command.workers:
+        return _submit(command)
+    _use_all_cores(only_sweeps=True)
+    from experiments import _ledger, _settings
+    from simulator.sweep import sweep
+
+    try:
+        data = sweep(**_settings.read_sweep(command.config, command.set), store=command.store, progress=True)
+    except KeyboardInterrupt:
+        print(f"\ngapsim: stopped; run the same command to continue {command.store}", file=sys.stderr)
+        return 130
+    final = data.isel(step=-1)
+    grid = [dim for dim in data.dims if dim in data.coords and dim not in ("seed", "step")]
+    names = ("loss", "gap_norm", "defect_ratio_x", "recall_at_1_yx")
+    lines = []
+    for point in itertools.product(*(range(data.sizes[dim]) for dim in grid)):
+        here = final.isel(dict(zip(grid, point, strict=True)))
+        spread = [
+            here[n].values.std(ddof=1) / data.sizes["seed"] ** 0.5 if data.sizes["seed"] > 1 else 0 for n in names
+        ]
+        values = [f"{float(here[n].mean()):.4g} ± {s:.2g}" for n, s in zip(names, spread, strict=True)]
+        lines.append([*(str(data[dim].values[i]) for dim, i in zip(grid, point, strict=True)), *values])
+    print(_ledger.table([*grid, *names], lines))
+    print(
+        f"\n± one standard error over {data.sizes['seed']} seeds. In Python: simulator.load_sweep({str(command.store)!r})"
+    )
+    return 0
+
+
+def _submit(command: Sweep) -> int:
+    from experiments import _cluster, _settings
+
+    _settings.read_sweep(command.config, command.set)  # what is wrong with the settings is said here, not in a log
+    arguments = ["sweep", str(command.config.resolve()), "--store", str(command.store.resolve())]
+    arguments += ["--set", *command.set] if command.set else []
+    jobs = _cluster.submit(
+        arguments, workers=command.workers, executor=command.executor, store=command.store, minutes=command.minutes,
+        cpus=command.cpus, partition=command.partition,
+    )  # fmt: skip
+    print(f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); logs in {command.store / '.jobs'}")
+    if command.executor == "local":
+        for job in jobs:
+            job.result()
+        print(f"done; in Python: simulator.load_sweep({str(command.store)!r})")
+    return 0
+
+
+def _bench(command: Bench) -> int:
+    from experiments import _bench
+
+    rows = _bench.run(quick=command.quick, rounds=command.rounds, out=command.out)
+    print(_bench.render(rows))
+    if command.json is not None:
+        _write_json(command.json, rows)
     return 0
 
 
 def _write_json(path: Path, value) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    from simulator.store import whole_file
+
+    with whole_file(path) as draft:
         draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
-_COMMANDS = {Run: _run, Verify: _verify, List: _list, Figures: _figures, Diagnose: _diagnose}
+_COMMANDS = {
+    Run: _run,
+    Verify: _verify,
+    List: _list,
+    Figures: _figures,
+    Diagnose: _diagnose,
+    Sweep: _sweep,
+    Bench: _bench,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,7 +25,8 @@ def save_figure(draw, dataset, path: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from simulator.store import whole_file
+
     with plt.style.context(STYLE):
         figure = draw(dataset)
         for axis in figure.axes:
@@ -34,7 +35,8 @@ def save_figure(draw, dataset, path: Path) -> list[Path]:
         written = []
         for suffix, metadata in ((".pdf", dict(CreationDate=None, ModDate=None)), (".png", dict(Software=None))):
             target = path.with_name(path.name + suffix)
-            figure.savefig(target, metadata=metadata)
+            with whole_file(target) as draft:
+                figure.savefig(draft, metadata=metadata)
             written.append(target)
         plt.close(figure)
     return written

@@ -147,7 +147,9 @@ def draw(data):
             label = f"step {int(data.step[-1])}, ± 2 s.e."
             axis.errorbar(temperature, values[-1].mean("seed"), error, color=color, marker="o", label=label)
         mixed = shuffled(here.gap[-1]).mean(axis=0)
-        axes[0][column].plot(temperature, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="τ shuffled (control)")
+        axes[0][column].plot(
+            temperature, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="τ shuffled (control)"
+        )
         axes[0][column].set(title=phase, xscale="log", ylim=(0, 1.6))
         axes[1][column].set(xlabel="temperature τ", ylim=(0, 1))
     axes[0][2].plot(

@@ -9,10 +9,10 @@ from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.experiment import Experiment
 from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
-from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sigmoid_loss
+from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
 from simulator.postprocess import GapCloser, Index
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
-from simulator.sweep import sweep
+from simulator.sweep import load_sweep, sweep
 from simulator.theory.robustness import exact_robustness
 from simulator.training import Run, train
 
@@ -41,9 +41,11 @@ __all__ = [
     "gap_vector",
     "gradient_flow",
     "info_nce",
+    "load_sweep",
     "measure_gap",
     "measured_robustness",
     "sample",
+    "sharded_info_nce",
     "sigmoid_loss",
     "sweep",
     "train",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -173,22 +174,25 @@ def draw_world(config: LatentPairs | Digits, *, key: jax.Array, dtype: Any = jnp
     )
 
 
-def draw_pairs(config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array) -> Batch:
-    """n pairs from a given world; labels are those of x. For Digits: the first n of the world's shuffle."""
+def draw_pairs(
+    config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array, normal: Callable = jax.random.normal
+) -> Batch:
+    """n pairs from a given world, their Gaussian numbers from normal(key, shape, dtype); labels are those of x. For
+    Digits: the first n of the world's shuffle."""
     if isinstance(config, Digits):
         if n > config.total:
             raise ValueError(f"{n} pairs asked for and the digits are {config.total}; ask for fewer pairs")
         return Batch(x=world["x"][:n], y=world["y"][:n], labels=world["labels"][:n], index=jnp.arange(n))
     latent_key, noise_x_key, noise_y_key = jax.random.split(key, 3)
-    z, labels = _draw_latent(config, world["centres"], n, latent_key)
-    x = _observe(world["mix_x"], z, config.private_dim_x, config.private_scale_x, config.noise, noise_x_key)
+    z, labels = _draw_latent(config, world["centres"], n, latent_key, normal)
+    x = _observe(world["mix_x"], z, config.private_dim_x, config.private_scale_x, config.noise, noise_x_key, normal)
     if config.queries_per_gallery > 1:
         first = jnp.arange(n) // config.queries_per_gallery * config.queries_per_gallery
         x, z, labels = x[first], z[first], labels[first]
     if config.same_observation:
         y = x
     else:
-        y = _observe(world["mix_y"], z, config.private_dim_y, config.private_scale_y, config.noise, noise_y_key)
+        y = _observe(world["mix_y"], z, config.private_dim_y, config.private_scale_y, config.noise, noise_y_key, normal)
     if is_traced(config.mismatched) or config.mismatched > 0:
         y = y[_partners(n, config.mismatched, jax.random.fold_in(key, 1))]
     return Batch(x=x, y=y, labels=labels, index=jnp.arange(n))
@@ -206,9 +210,9 @@ def take(batch: Batch, rows) -> Batch:
     return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
-def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array):
+def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array, normal: Callable):
     label_key, key = jax.random.split(key)
-    z = jax.random.normal(key, (n, config.latent_dim), centres.dtype)
+    z = normal(key, (n, config.latent_dim), centres.dtype)
     labels = jnp.full((n,), -1)
     if config.latent == "clusters":
         labels = _draw_labels(config, n, label_key)
@@ -236,13 +240,13 @@ def _partners(n: int, share, key: jax.Array) -> jax.Array:
     return jnp.zeros(n, int).at[order].set(order[following])
 
 
-def _observe(matrices, z: jax.Array, private_dim: int, private_scale, noise, key: jax.Array) -> jax.Array:
+def _observe(matrices, z: jax.Array, private_dim: int, private_scale, noise, key: jax.Array, normal) -> jax.Array:
     """Observations of the latents [n, latent_dim] by one modality, with its private latents and its noise."""
     if private_dim:
-        private = jax.random.normal(jax.random.fold_in(key, 1), (z.shape[0], private_dim), z.dtype)
+        private = normal(jax.random.fold_in(key, 1), (z.shape[0], private_dim), z.dtype)
         z = jnp.concatenate([z, private_scale * private], axis=1)
     rows = _mix(matrices, z)
-    return rows + noise * jax.random.normal(key, rows.shape, rows.dtype)
+    return rows + noise * normal(key, rows.shape, rows.dtype)
 
 
 def _draw_mixing(config: LatentPairs, private_dim: int, dim: int, key: jax.Array, dtype) -> tuple[jax.Array, ...]:

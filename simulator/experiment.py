@@ -50,6 +50,7 @@ class Experiment:
       eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
       eval_points: number of log-spaced steps at which measures are taken, step 0 and the last included.
       normalize: whether both towers' rows are scaled to unit length.
+      batch_shards: devices that share the batch of one replica; batch_size must be a multiple.
       dtype: "float32", or "float64" where JAX's 64-bit mode is on.
     """
 
@@ -66,6 +67,7 @@ class Experiment:
     eval_pairs: int = 512
     eval_points: int = 32
     normalize: bool = True
+    batch_shards: int = 1
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self):
@@ -73,8 +75,15 @@ class Experiment:
             require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
         for field in ("batch_size", "eval_pairs", "eval_points"):
             require_integer(f"Experiment.{field}", getattr(self, field), least=2)
-        require_integer("Experiment.steps", self.steps)
         require_number("Experiment.swap_probability", self.swap_probability, least=0.0, most=1.0)
+        for field in ("steps", "batch_shards"):
+            require_integer(f"Experiment.{field}", getattr(self, field))
+        if self.batch_size % self.batch_shards:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be a multiple of batch_shards = {self.batch_shards}"
+            )
+        if self.batch_shards > 1 and isinstance(self.loss, Sigmoid):
+            raise ValueError("the Sigmoid loss is not spread over devices; use batch_shards = 1")
         require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
         num_pairs = self.data.num_pairs
         if num_pairs is None and self.is_table:

@@ -55,8 +55,8 @@ class GapMeasures:
       vector of the same length (exact, no sampling): what "orthogonal" must be compared with.
     span_fraction_x, _y: share of G² inside the span of the modality's top principal components, the
       fewest that hold 90 % of its variance.
-    marginal_error_x, _y: mean |S − 1| of the free marginals of the two softmaxes, S^x_k = Σ_i Q^x(k,i) and
-      S^y_i = Σ_k Q^y(k,i); both 0 means doubly stochastic. Needs a temperature.
+    marginal_error_x, _y: mean |S/S̄ − 1| of the free marginals of the two softmaxes, S^x_k = Σ_i Q^x(k,i) and
+      S^y_i = Σ_k Q^y(k,i), S̄ their mean (1 for equal row counts); both 0 means doubly stochastic. Needs a temperature.
     alignment: mean ‖x_i − y_i‖² over pairs.
     uniformity_x, _y: log of the mean of exp(−2‖·−·‖²) over distinct rows.
     recall_at_1_xy, _yx: share of rows of the first modality whose most similar row of the other is their
@@ -140,25 +140,22 @@ def measure_gap(
     values = dict(gap_norm=gap_norm, separability=separability(x, y))
     for name, rows, other in (("x", x, y), ("y", y, x)):
         centred = rows - jnp.mean(rows, axis=0)[None, :]
-        variances, axes = _principal_axes(centred)
-        mean_variance = jnp.mean(variances)
-        along = jnp.mean((centred @ direction) ** 2)
-        null = _null_variance(jnp.mean(rows, axis=0), jnp.linalg.norm(jnp.mean(other, axis=0)), variances, axes)
-        values |= {
-            f"variance_along_gap_{name}": along,
-            f"defect_ratio_{name}": along / mean_variance,
-            f"null_defect_ratio_{name}": null / mean_variance,
-            f"span_fraction_{name}": _span_fraction(direction, variances, axes),
-            f"uniformity_{name}": _uniformity(rows),
-            f"effective_rank_{name}": _effective_rank(variances),
-        }
+        spread = spread_measures(
+            jnp.mean(rows, axis=0),
+            jnp.mean(other, axis=0),
+            principal_axes(centred.T @ centred / centred.shape[0]),
+            direction,
+            jnp.mean((centred @ direction) ** 2),
+        )
+        values |= {f"{measure}_{name}": value for measure, value in spread.items()}
+        values[f"uniformity_{name}"] = _uniformity(rows)
     values |= dict.fromkeys(("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg"), nan)
     values |= dict.fromkeys(("marginal_error_x", "marginal_error_y"), nan)
     if temperature is not None:
         free_x, free_y = marginals(x, y, temperature=temperature, similarity=similarity)
         values |= {
-            "marginal_error_x": jnp.mean(jnp.abs(free_x - 1.0)),
-            "marginal_error_y": jnp.mean(jnp.abs(free_y - 1.0)),
+            "marginal_error_x": jnp.mean(jnp.abs(free_x * (x.shape[0] / y.shape[0]) - 1.0)),
+            "marginal_error_y": jnp.mean(jnp.abs(free_y * (y.shape[0] / x.shape[0]) - 1.0)),
         }
     if paired:
         scores = similarity_matrix(x, y, similarity)
@@ -193,9 +190,29 @@ def separability(x: jax.Array, y: jax.Array) -> jax.Array:
     return 0.5 * (accuracies[0] + accuracies[1])
 
 
-def _principal_axes(centred: jax.Array) -> tuple[jax.Array, jax.Array]:
+def spread_measures(mean, other_mean, axes: tuple[jax.Array, jax.Array], direction, along) -> dict[str, jax.Array]:
+    """The measures of one modality that its mean and covariance determine, by their names in `GapMeasures`.
+
+    Args:
+      mean, other_mean: means of this and of the other modality [d].
+      axes: `principal_axes` of this modality's covariance.
+      direction: ĝ [d].
+      along: variance along it. ĝᵀCĝ would lose it to rounding where the gap is orthogonal, so the caller projects.
+    """
+    variances, vectors = axes
+    mean_variance = jnp.mean(variances)
+    null = _null_variance(mean, jnp.linalg.norm(other_mean), variances, vectors)
+    return dict(
+        variance_along_gap=along,
+        defect_ratio=along / mean_variance,
+        null_defect_ratio=null / mean_variance,
+        span_fraction=_span_fraction(direction, variances, vectors),
+        effective_rank=_effective_rank(variances),
+    )
+
+
+def principal_axes(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Variances in decreasing order [d] (rounding noise set to 0) and the matching axes as columns [d, d]."""
-    covariance = centred.T @ centred / centred.shape[0]
     variances, axes = jnp.linalg.eigh(covariance)
     variances, axes = variances[::-1], axes[:, ::-1]
     floor = variances[0] * variances.shape[0] * jnp.finfo(variances.dtype).eps

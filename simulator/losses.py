@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
-from jax.scipy.special import logsumexp
 
+from simulator.partition import log_partition, ring_partition
 from simulator.validation import require_integer, require_number, require_one_of, require_paired, require_same_width
 
 Similarity = Literal["cosine", "dot", "sqeuclidean"]
@@ -109,13 +109,6 @@ def logits(x: jax.Array, y: jax.Array, *, temperature, similarity: Similarity = 
     return similarity_matrix(x, y, similarity) / temperature
 
 
-def paired_similarity(x: jax.Array, y: jax.Array, similarity: Similarity) -> jax.Array:
-    """The diagonal of `similarity_matrix` for paired rows, without the matrix, [n]."""
-    if similarity == "cosine":
-        x, y = normalize_rows(x), normalize_rows(y)
-    return -jnp.sum((x - y) ** 2, axis=1) if similarity == "sqeuclidean" else jnp.sum(x * y, axis=1)
-
-
 def info_nce(
     x: jax.Array,
     y: jax.Array,
@@ -158,16 +151,54 @@ def info_nce(
         weights = _weights(pairing, (x.shape[0], y.shape[0]))
     if block_size is not None:
         require_integer("block_size", block_size)
-        return _blockwise(x, y, temperature, similarity, weights, block_size)
-    scores = logits(x, y, temperature=temperature, similarity=similarity)
-    over_queries, over_gallery = logsumexp(scores, axis=1), logsumexp(scores, axis=0)
+    a, b = _factors(x, y, temperature, similarity)
     if weights is None:
-        return jnp.mean(0.5 * (over_queries + over_gallery) - jnp.diagonal(scores))
-    return (
-        0.5 * jnp.sum(weights.sum(1) * over_queries)
-        + 0.5 * jnp.sum(weights.sum(0) * over_gallery)
-        - jnp.sum(weights * scores)
-    )
+        n = x.shape[0]
+        uniform = jnp.full((n,), 1.0 / n, a.dtype)
+        return log_partition(a, b, uniform, uniform, True, block_size) - jnp.mean(jnp.sum(a * b, axis=1))
+    weights = weights.astype(a.dtype)
+    partition = log_partition(a, b, weights.sum(1), weights.sum(0), False, block_size)
+    return partition - jnp.sum(a * (weights @ b))
+
+
+def sharded_info_nce(
+    x: jax.Array, y: jax.Array, *, temperature, axis_name: str, similarity: Similarity = "cosine",
+    block_size: int | None = None,
+) -> jax.Array:  # fmt: skip
+    """`info_nce` of a batch whose rows are spread along a mesh axis, for use inside `jax.shard_map`.
+
+    Args:
+      x, y: the local rows [n/P, d] of gallery and queries; row i pairs with row i.
+      temperature, similarity: as in `info_nce`.
+      axis_name: mesh axis of P devices.
+      block_size: local gallery rows per block of logits; None for all n/P.
+
+    Returns:
+      The loss of the whole batch in nats, the same on every device. Its gradient with respect to local rows is that of
+      the whole batch; `psum` what it gives for parameters that all devices share. Memory per device falls as 1/P, or as
+      1/P² for the logits.
+
+    Source: derived here; see `simulator.partition.ring_partition`.
+    """
+    a, b = _factors(x, y, temperature, similarity)
+    # Every device adds its own pairs, so that a psum of gradients counts each pair once: the sum itself is psum'd
+    # without a gradient through it.
+    paired = jnp.sum(a * b) / (len(a) * jax.lax.axis_size(axis_name))
+    others = jax.lax.psum(jax.lax.stop_gradient(paired), axis_name) - jax.lax.stop_gradient(paired)
+    return ring_partition(a, b, axis_name=axis_name, block_size=block_size) - paired - others
+
+
+def _factors(x, y, temperature, similarity: Similarity) -> tuple[jax.Array, jax.Array]:
+    """a [n_x, p] and b [n_y, p] whose products are the logits: a bᵀ = similarity/τ."""
+    if similarity == "cosine":
+        x, y = normalize_rows(x), normalize_rows(y)
+    if similarity != "sqeuclidean":
+        return x / temperature, y
+    # −‖x − y‖² = 2 x·y − ‖x‖² − ‖y‖² as one product.
+    one = jnp.ones((1, 1), x.dtype)
+    squares_x, squares_y = (jnp.sum(r * r, axis=1, keepdims=True) for r in (x, y))
+    a = jnp.concatenate([2.0 * x, -squares_x, jnp.broadcast_to(one, squares_x.shape)], axis=1) / temperature
+    return a, jnp.concatenate([y, jnp.broadcast_to(one, squares_y.shape), -squares_y], axis=1)
 
 
 def _weights(pairing, shape: tuple[int, int]) -> jax.Array:
@@ -177,43 +208,6 @@ def _weights(pairing, shape: tuple[int, int]) -> jax.Array:
     if not isinstance(pairing, jax.core.Tracer) and not (bool((pairing >= 0).all()) and float(pairing.sum()) > 0):
         raise ValueError("pairing has a negative, NaN or no positive entry; its weights must be >= 0, not all zero")
     return pairing / pairing.sum()
-
-
-def _blockwise(x, y, temperature, similarity, weights, block_size):
-    """The loss by blocks of gallery rows. The running column sum is carried in log space, and each block
-    is recomputed in the backward pass (checkpoint), so no [n_x, n_y] array ever exists."""
-    n_x, n_y = x.shape[0], y.shape[0]
-    num_blocks = -(-n_x // block_size)
-    padding = num_blocks * block_size - n_x
-    blocks = jnp.pad(x, ((0, padding), (0, 0))).reshape(num_blocks, block_size, -1)
-    real = (jnp.arange(num_blocks * block_size) < n_x).reshape(num_blocks, block_size)
-    if weights is None:
-        # Row sums of W are 1/n; the paired term needs no matrix and is added at the end.
-        block_weights = jnp.zeros((num_blocks, block_size, 0), x.dtype)
-        row_weight, column_weight = real / n_x, jnp.full((n_y,), 1.0 / n_y)
-    else:
-        block_weights = jnp.pad(weights, ((0, padding), (0, 0))).reshape(num_blocks, block_size, n_y)
-        row_weight, column_weight = block_weights.sum(2), weights.sum(0)
-
-    lowest = jnp.finfo(x.dtype).min / 4  # finite, so that a padded row of weight 0 adds 0 and not NaN
-
-    @jax.checkpoint
-    def step(carry, block):
-        total, column = carry
-        rows, valid, row_w, block_w = block
-        scores = logits(rows, y, temperature=temperature, similarity=similarity)
-        scores = jnp.where(valid[:, None], scores, lowest)
-        total = total + 0.5 * jnp.sum(row_w * jnp.where(valid, logsumexp(scores, axis=1), 0.0))
-        if weights is not None:
-            total = total - jnp.sum(block_w * jnp.where(valid[:, None], scores, 0.0))
-        return (total, jnp.logaddexp(column, logsumexp(scores, axis=0))), None
-
-    start = (jnp.zeros((), x.dtype), jnp.full((n_y,), lowest, x.dtype))
-    (total, column), _ = jax.lax.scan(step, start, (blocks, real, row_weight.astype(x.dtype), block_weights))
-    total = total + 0.5 * jnp.sum(column_weight * column)
-    if weights is None:
-        total = total - jnp.mean(paired_similarity(x, y, similarity) / temperature)
-    return total
 
 
 def sigmoid_loss(x: jax.Array, y: jax.Array, *, temperature, bias, similarity: Similarity = "cosine") -> jax.Array:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-
-from simulator.validation import require_rows
 
 
 def provenance() -> dict[str, str]:
@@ -53,22 +54,60 @@ def describe_config(config: Any) -> Any:
         return {"type": type(config).__name__} | {name: describe_config(getattr(config, name)) for name in fields}
     if isinstance(config, (list, tuple)):
         return [describe_config(item) for item in config]
+    if isinstance(config, functools.partial):
+        described = [describe_config(config.func), [describe_config(a) for a in config.args]]
+        return {"partial": [*described, {k: describe_config(v) for k, v in config.keywords.items()}]}
     if callable(config):
         return getattr(config, "__qualname__", repr(config))
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
 
 
-def save_dataset(dataset: Any, path: Path) -> Path:
-    """Write an xarray.Dataset as netCDF, whole or not at all."""
+def require_named_functions(described: Any) -> None:
+    """Raise ValueError where a described configuration holds a function that its name does not identify."""
+    values = described.values() if isinstance(described, dict) else described if isinstance(described, list) else []
+    for value in values:
+        require_named_functions(value)
+    if isinstance(described, str) and "<lambda>" in described:
+        raise ValueError(
+            f"the configuration holds the function {described}, which its name does not identify; results on disk need a "
+            "function with a name of its own (def, or functools.partial of one)"
+        )
+
+
+@contextlib.contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """A draft beside `path` that takes its place when the block ends without an error: whoever reads `path` finds the
+    old file or all of the new one, also after a kill. Missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        dataset.to_netcdf(draft, engine="scipy")
+        yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    return path
+
+
+def require_writable(path: Path | str):
+    """Raise OSError unless a file can be written at `path`, so that a long computation does not end on a wrong name."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror}); name a file in a folder that you can write to"
+        ) from error
+
+
+def save_dataset(dataset: Any, path: Path) -> Path:
+    """Write an xarray.Dataset as netCDF, whole or not at all."""
+    with whole_file(path) as draft:
+        dataset.to_netcdf(draft, engine="scipy")
+    return Path(path)
 
 
 def load_dataset(path: Path) -> Any:
@@ -79,38 +118,3 @@ def load_dataset(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist; run the experiment that writes it first")
     with xr.open_dataset(path, engine="scipy") as dataset:
         return dataset.load()
-
-
-def load_embeddings(path: Path) -> np.ndarray:
-    """Rows of embeddings from a .npy file, [n, d] as float64.
-
-    Raises:
-      FileNotFoundError: no such file. ValueError: not a readable .npy file, or not finite [rows, dimensions].
-    """
-    path = Path(path)
-    array = _load_npy(path)
-    require_rows(str(path), array)
-    return np.asarray(array, float)
-
-
-def load_labels(path: Path) -> np.ndarray:
-    """Whole numbers from a .npy file or a text file with one per line, [n]."""
-    path = Path(path)
-    if path.suffix == ".npy":
-        return _load_npy(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return np.array([int(line) for line in path.read_text().split()])
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a list of whole numbers, one per line ({error})") from error
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable .npy array ({error}); save it with numpy.save") from error

@@ -1,18 +1,22 @@
-"""A grid of experiments times seeds, trained together and labelled."""
+"""A grid of experiments times seeds, trained together and labelled; on disk, in chunks that survive a kill."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from simulator import resume
 from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
-from simulator.store import describe_config, provenance
-from simulator.training import train_replicas
+from simulator.store import describe_config, provenance, require_named_functions
+from simulator.training import calibrate, evaluation_steps, lay_out, result_shapes, train_replicas
 from simulator.validation import require_integer
 
 
@@ -22,6 +26,7 @@ def sweep(
     over: Mapping[str, Sequence[Any]],
     seeds: int = 16,
     key: jax.Array,
+    store: Path | str | None = None,
     progress: bool = False,
 ):
     """Train every combination of the swept fields with every seed.
@@ -35,69 +40,183 @@ def sweep(
       over: dotted field -> values, for instance {"loss.temperature": [0.01, 0.1], "start.angle": [0.5, 1.5]}.
       seeds: number of seeds, >= 1.
       key: JAX random key.
-      progress: show a progress bar for each group of one shape.
+      store: folder that keeps every finished chunk of replicas; the same call resumes there, and several processes may
+        share it. None keeps everything in memory.
+      progress: show a progress bar.
 
     Returns:
       xarray.Dataset with one dimension per swept field (named by its dotted path), `seed`, and `step`: the history
       as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`; its attributes
-      hold config, versions, commit and precision.
+      hold config, versions, commit and precision. Where a swept field changes a size, shorter rows are padded with NaN.
 
     Raises:
-      ValueError: an unknown field, an empty list of values, or a value the field does not allow.
+      ValueError: an unknown field, an empty list of values, a value the field does not allow, or a store of another
+        sweep.
       FloatingPointError: a loss became NaN; names the step, the point and the seed.
+      OSError: the store cannot be written; what is done is safe.
     """
-    import xarray as xr
-
     require_integer("seeds", seeds)
     over = {path: list(values) for path, values in over.items()}
+    groups = _groups(experiment, over, seeds, key)
+    shapes = [result_shapes(group.config) for group in groups]
+    largest = {
+        name: (tuple(np.max([s[name][0] for s in shapes], axis=0).tolist()), dtype)
+        for name, (_, dtype) in shapes[0].items()
+    }
+    static, traced = _split(over)
+    config = dict(
+        experiment=describe_config(experiment),
+        over={path: describe_config(values) for path, values in over.items()},
+        order=[*static, *traced],
+        seeds=seeds,
+        key=np.asarray(jax.random.key_data(key)).tolist(),
+    )
+    if store is None:
+        whole = [_train(group, slice(None), None, progress) for group in groups]
+        arrays = {name: np.stack([_pad(part[name], *largest[name]) for part in whole]) for name in largest}
+        return _label(arrays, _attributes(config), config)
+    require_named_functions(config)
+    chunks = resume.open_store(
+        Path(store), config, num_groups=len(groups), group_size=groups[0].size, arrays=largest,
+        attributes=_attributes(config), choose_cut=lambda: _choose_cut(groups),
+    )  # fmt: skip
+    _train_chunks(groups, chunks, progress)
+    return load_sweep(store)
+
+
+def load_sweep(store: Path | str):
+    """What `sweep` has stored in a folder, as the Dataset that it returns; replicas that are not done are NaN.
+
+    Args:
+      store: the folder.
+
+    Returns:
+      xarray.Dataset.
+
+    Raises:
+      ValueError: the folder holds no sweep.
+    """
+    config = resume.read_config(Path(store))
+    return _label(*resume.read_store(Path(store)), config)
+
+
+def _attributes(config) -> dict[str, str]:
+    return provenance() | dict(config=json.dumps(config), precision=config["experiment"]["dtype"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Replicas that share all shapes: points of the traced fields times seeds."""
+
+    config: Experiment
+    where: dict[str, Any]  # the static fields
+    varied: dict[str, np.ndarray]  # traced field -> a number per replica
+    keys: jax.Array
+    seeds: int
+
+    @property
+    def size(self) -> int:
+        return len(self.keys)
+
+    def describe(self, replica: int) -> str:
+        where = self.where | {name: values[replica].item() for name, values in self.varied.items()}
+        settings = ", ".join(f"{name} = {value}" for name, value in where.items())
+        return f"replica {replica} ({settings}{', ' if settings else ''}seed {replica % self.seeds})"
+
+
+def _split(over) -> tuple[list[str], list[str]]:
+    """Swept fields that need a program for each value, and those that are numbers in one program."""
+    traced = [p for p in over if p in TRACED_FIELDS and not any(callable(v) or not np.isscalar(v) for v in over[p])]
+    return [p for p in over if p not in traced], traced
+
+
+def _groups(experiment: Experiment, over, seeds: int, key: jax.Array) -> list[_Group]:
     for path, values in over.items():
+        if path in ("steps", "eval_points"):
+            raise ValueError(
+                f"{path!r} sets the axis of the results and cannot be swept; call sweep once for each value"
+            )
         if not values:
             raise ValueError(f"the swept field {path!r} has no values; give at least one")
         for value in values:
             replace_field(experiment, path, value)  # validates path and value before anything is trained
-    traced = [p for p in over if p in TRACED_FIELDS and not any(callable(v) or not np.isscalar(v) for v in over[p])]
-    static = [p for p in over if p not in traced]
-
-    def keys_for(points):
-        return jax.vmap(lambda s: jax.random.fold_in(key, s))(np.tile(np.arange(seeds), points))
-
-    static_points = list(itertools.product(*(range(len(over[p])) for p in static)))
-    traced_points = list(itertools.product(*(over[p] for p in traced)))
+    static, traced = _split(over)
+    points = list(itertools.product(*(over[p] for p in traced)))
+    keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(np.tile(np.arange(seeds), len(points)))
+    varied = {p: np.repeat([v[i] for v in points], seeds) for i, p in enumerate(traced)}
     groups = []
-    for point in static_points:
+    for values in itertools.product(*(over[p] for p in static)):
         config = experiment
-        for path, i in zip(static, point, strict=True):
-            config = replace_field(config, path, over[path][i])
-        varied = {p: np.repeat([v[i] for v in traced_points], seeds) for i, p in enumerate(traced)}
+        for path, value in zip(static, values, strict=True):
+            config = replace_field(config, path, value)
+        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds))
+    return groups
 
-        def describe(replica, point=point):
-            where = {p: over[p][i] for p, i in zip(static, point, strict=True)}
-            where |= dict(zip(traced, traced_points[replica // seeds], strict=True))
-            return f"replica {replica} ({', '.join(f'{k} = {v}' for k, v in where.items())}, seed {replica % seeds})"
 
-        groups.append(
-            train_replicas(config, varied, keys_for(len(traced_points)), progress=progress, describe=describe)
-        )
+def _train(group: _Group, rows: slice, replicas_per_block: int | None, progress: bool) -> dict[str, np.ndarray]:
+    """The results of some replicas of a group, by name, [replicas, ...]."""
+    varied = {name: values[rows] for name, values in group.varied.items()}
+    first = rows.start or 0
+    history, _, x, y, labels, _ = train_replicas(
+        group.config, varied, group.keys[rows], progress=progress,
+        describe=lambda replica: group.describe(first + replica), replicas_per_block=replicas_per_block,
+    )  # fmt: skip
+    return history | dict(x=x, y=y, labels=labels)
 
-    steps = groups[0][5]
-    shape = (*(len(over[p]) for p in static), *(len(over[p]) for p in traced), seeds)
 
-    def assemble(arrays, dims):
-        value = np.stack([np.asarray(a) for a in arrays])
-        value = value.reshape(*shape, *value.shape[2:])
-        return xr.DataArray(value, dims=(*static, *traced, "seed", *dims)).transpose(*over, "seed", *dims)
+# Replica-steps from which measuring the best block size (some seconds of compiling) pays.
+WORTH_CALIBRATING = 300_000
 
+
+def _choose_cut(groups: list[_Group]) -> tuple[int, int]:
+    """(replicas per chunk, replicas per block) of a new store: a chunk is a block on every device."""
+    config, size = groups[0].config, groups[0].size
+    if size * len(groups) * config.steps >= WORTH_CALIBRATING:
+        per_block = min(calibrate(config), size)
+    else:
+        per_block = lay_out(config, {}, groups[0].keys, None)[-1].replicas_per_block
+    return min(per_block * jax.device_count(), size), per_block
+
+
+def _train_chunks(groups: list[_Group], store: resume.SweepStore, progress: bool) -> None:
+    """Train what is not done, sharing the work with other processes on the same store."""
+    from tqdm import tqdm
+
+    done = resume.finished(store)
+    with tqdm(total=done.size, initial=int(done.sum()), disable=not progress, unit="chunk", desc="sweep") as bar:
+        while not done.all():
+            for number, chunk in np.argwhere(~done):
+                with resume.claimed(store, number, chunk) as mine:
+                    if mine:
+                        values = _train(groups[number], store.rows(chunk), store.replicas_per_block, False)
+                        resume.write_chunk(store, number, chunk, values)
+                bar.update(int(resume.finished(store).sum()) - bar.n)
+            done = resume.finished(store)
+            if not done.all():
+                time.sleep(0.5)  # the rest is being trained by other processes; one that dies gives its chunk back
+
+
+def _pad(values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Filled up to a shape per replica, with NaN (−1 for whole numbers)."""
+    if values.shape[1:] == shape:
+        return values
+    full = np.full((len(values), *shape), np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
+    full[(slice(None), *(slice(0, n) for n in values.shape[1:]))] = values
+    return full
+
+
+def _label(arrays, attributes, config):
+    """xarray.Dataset from arrays [group, replica, ...]."""
+    import xarray as xr
+
+    over, order, seeds = config["over"], config["order"], config["seeds"]
+    shape = (*(len(over[p]) for p in order), seeds)
+    inner = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",))
     variables = {}
-    for name in groups[0][0]:
-        dims = ("step", "embed") if name == "gap" else ("step",)
-        variables[name] = assemble([group[0][name] for group in groups], dims)
-    for position, name, dims in ((2, "x", ("pair", "embed")), (3, "y", ("pair", "embed")), (4, "labels", ("pair",))):
-        variables[name] = assemble([group[position] for group in groups], dims)
-    coords = {p: [v if np.isscalar(v) else str(v) for v in values] for p, values in over.items()}
-    config = dict(experiment=describe_config(experiment), over={k: [str(v) for v in vs] for k, vs in over.items()})
-    config |= dict(seeds=seeds, key=np.asarray(jax.random.key_data(key)).tolist())
-    return xr.Dataset(
-        variables,
-        coords=coords | dict(seed=np.arange(seeds), step=steps),
-        attrs=provenance() | dict(config=json.dumps(config), precision=experiment.dtype),
-    )
+    for name, value in arrays.items():
+        dims = inner.get(name, ("step",))
+        value = value.reshape(*shape, *value.shape[2:])
+        variables[name] = xr.DataArray(value, dims=(*order, "seed", *dims)).transpose(*over, "seed", *dims)
+    coords = {p: [v if np.isscalar(v) else json.dumps(v) for v in values] for p, values in over.items()}
+    steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
+    return xr.Dataset(variables, coords=coords | dict(seed=np.arange(seeds), step=steps), attrs=attributes)

@@ -1,7 +1,6 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program, vmapped and spread over the devices that exist.
-The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
+All replicas of one shape run in one compiled program (see `simulator.engine`). The numbers that a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than
 constants in it, so changing them compiles nothing again, and `train` is the engine with one replica.
 """
 
@@ -9,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import platform
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
 
+from simulator import engine, resume
 from simulator.data import Batch, Digits, draw_pairs, draw_world, held_out_config, take
 from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sigmoid_loss
+from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sharded_info_nce, sigmoid_loss
+from simulator.randomness import hashed_normal
+from simulator.store import describe_config, require_named_functions
 from simulator.validation import is_traced
 
 
@@ -45,7 +50,14 @@ class Run:
     labels: jax.Array
 
 
-def train(experiment: Experiment, *, key: jax.Array, params: Any = None, progress: bool = False) -> Run:
+def train(
+    experiment: Experiment,
+    *,
+    key: jax.Array,
+    params: Any = None,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
+) -> Run:
     """Train one experiment.
 
     Args:
@@ -54,17 +66,27 @@ def train(experiment: Experiment, *, key: jax.Array, params: Any = None, progres
       params: parameters to start from (`Run.params`), for fine-tuning; the same key gives the same data. None
         starts as the experiment says.
       progress: show a progress bar.
+      checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
+        to the bit.
 
     Returns:
       Run.
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, a start that they cannot have, or params of another shape.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, params of another shape, or a
+        checkpoint of another run.
     """
+    saved = None
+    if checkpoint is not None:
+        config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
+        require_named_functions(config)
+        saved = resume.Checkpoint(Path(checkpoint), config)
     if params is not None:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    history, state, x, y, labels, steps = train_replicas(experiment, {}, key[None], params=params, progress=progress)
+    history, state, x, y, labels, steps = train_replicas(
+        experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
+    )
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
@@ -84,6 +106,8 @@ def train_replicas(
     params: Any = None,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
+    replicas_per_block: int | None = None,
+    checkpoint: resume.Checkpoint | None = None,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
@@ -94,6 +118,9 @@ def train_replicas(
       params: parameters to start from, each with a leading axis of R, as in the final state; None for none.
       progress: show a progress bar.
       describe: replica -> words for an error message.
+      replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
+        or what fits the cache.
+      checkpoint: where the state is kept and continued from.
 
     Returns:
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
@@ -101,32 +128,38 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
-    template, fixed = split_traced(experiment)
-    count, devices = len(keys), jax.device_count()
-    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
-    values = {name: jnp.asarray(value, experiment.dtype) for name, value in values.items()}
-    spare = -count % devices  # the replica axis must divide evenly among the devices; the spare ones are dropped
-    pad = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], spare, axis=0)])  # noqa: E731
-    values, keys = jax.tree.map(pad, values), pad(keys)
-
+    count = len(keys)
+    template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    state = _initialise(template, values, keys)
+    measure = lambda state: engine.fetch(_evaluate(template, values, state, layout=layout)[0])  # noqa: E731
+    state = _initialise(template, values, keys, layout=layout)
     if params is not None:
         state = _start_from(params, state, template)
-    rows = [jax.device_get(_evaluate(template, values, state)[0])]
+    rows = [measure(state)]
+    at, saved_at = 0, time.monotonic()
+    if checkpoint is not None and (saved := checkpoint.restore(_plain(state))) is not None:
+        at, leaves, columns = saved
+        state = _typed(state, leaves)
+        rows = [dict(zip(sorted(rows[0]), values, strict=True)) for values in zip(*columns, strict=True)]
     from tqdm import tqdm
 
-    with tqdm(total=experiment.steps, disable=not progress, unit="step", desc=f"training {count} replicas") as bar:
-        for start, stop in zip(steps[:-1], steps[1:], strict=True):
-            state = _advance(template, values, state, start, stop)
-            rows.append(jax.device_get(_evaluate(template, values, state)[0]))
-            _stop_on_nan(jax.device_get(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
-            bar.update(int(stop - start))
-    _, x, y, labels = _evaluate(template, values, state)
+    bar = tqdm(total=experiment.steps, initial=at, disable=not progress, unit="step", desc=f"training {count} replicas")
+    with bar:
+        for stop in steps[len(rows) :]:
+            for first, last in _slices(at, int(stop), bar):
+                state = jax.block_until_ready(_advance(template, values, state, first, last, layout=layout))
+                if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
+                    columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
+                    checkpoint.save(int(last), _plain(state), columns)
+                    saved_at = time.monotonic()
+            at = int(stop)
+            rows.append(measure(state))
+            _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
+    _, x, y, labels = _evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
-    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], jax.device_get((state, x, y, labels)))
+    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, x, y, labels)))
     return history, state, x, y, labels, steps
 
 
@@ -145,39 +178,104 @@ def _start_from(params, state, experiment: Experiment):
     return state | dict(params=params, optimizer=jax.vmap(_optimizer(experiment).init)(params))
 
 
+def _plain(state) -> list[np.ndarray]:
+    """The leaves of a state on the host, random keys as their words."""
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return engine.fetch([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)])
+
+
+def _typed(state, leaves):
+    """The inverse of `_plain`, in the structure of `state`."""
+    old, structure = jax.tree.flatten(state)
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    wrap = lambda words, leaf: jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))  # noqa: E731
+    return structure.unflatten([wrap(n, o) if is_key(o) else jnp.asarray(n) for n, o in zip(leaves, old, strict=True)])
+
+
+def _slices(start: int, stop: int, bar):
+    """(first, last) of calls that take about a second each, so that progress shows and Ctrl-C is heard; where the steps
+    are cut changes no bit."""
+    length = max(1, (stop - start) // 16)
+    while start < stop:
+        last = min(start + length, stop)
+        started = time.monotonic()
+        yield np.int32(start), np.int32(last)  # one type, one compilation
+        seconds = time.monotonic() - started
+        bar.update(int(last - start))
+        length = max(1, int(length * min(4.0, 1.0 / max(seconds, 1e-3))))
+        start = last
+
+
+def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None):
+    """Template, traced values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
+    every device by repeating the last replica."""
+    template, fixed = split_traced(experiment)
+    count = len(keys)
+    if replicas_per_block is None:
+        known = engine.calibrated_block_size(_shape_of_work(template), None)
+        fitting = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+        replicas_per_block = min(fitting, -(-count // jax.device_count()))
+    layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
+    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
+    values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}
+    values = {name: np.pad(value, (0, padded - count), mode="edge") for name, value in values.items()}
+    keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padded - count, axis=0)])
+    return template, values, engine.spread(keys, layout), layout
+
+
+def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of everything a replica leaves: its history over steps, x, y and labels."""
+    steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
+    measured = jax.eval_shape(lambda key: _measure(experiment, _start(experiment, key)), jax.random.key(0))
+    history = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
+    return history | {
+        name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)
+    }
+
+
+def calibrate(experiment: Experiment) -> int:
+    """Replicas per block that train this experiment fastest on this machine: measured once (some seconds, most of them
+    compiling), then looked up."""
+    template, _ = split_traced(experiment)
+
+    def seconds_per_replica(replicas_per_block):
+        count = replicas_per_block * jax.device_count()
+        keys = jax.random.split(jax.random.key(0), count)
+        _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
+        state = _initialise(template, values, keys, layout=layout)
+        return (
+            engine.median_seconds(lambda: _advance(template, values, state, np.int32(0), np.int32(20), layout=layout))
+            / count
+        )
+
+    return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
+
+
+def _shape_of_work(template: Experiment) -> str:
+    """What the speed depends on: everything but the traced numbers, the steps and the measures; and the machine."""
+    template = dataclasses.replace(template, steps=1, eval_points=2, eval_pairs=2)
+    machine = (platform.processor() or platform.machine(), jax.devices()[0].device_kind, jax.device_count())
+    return json.dumps([describe_config(template), machine, jax.__version__])
+
+
+def _bytes_per_replica(template: Experiment) -> int:
+    """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
+    values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
+    one = lambda values, key: _start(join_traced(template, values), key)  # noqa: E731
+    state = jax.eval_shape(one, values, jax.random.key(0))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
+    return size((state["params"], state["optimizer"])) + logits
+
+
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
     """0, `steps`, and log-spaced whole numbers between them: at most `points` in all."""
     between = np.round(np.geomspace(1, steps, max(points - 1, 2))[:-1]).astype(int)
     return np.unique(np.concatenate([[0], between[: points - 2], [steps]]))
 
 
-def _over_replicas(function, *, batched: bool):
-    """Compile f(experiment, mapped, *shared) over a leading replica axis, spread over the devices.
-
-    batched=False takes the replicas of a device one after the other. The start and the measures need it:
-    they call LAPACK, whose batched calls deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh
-    of a batch of 4 on one device of a 2-core machine never returns).
-    """
-
-    @functools.partial(jax.jit, static_argnames="template")
-    def run(template, values, mapped, *shared):
-        # The mesh has one axis and the replicas never talk, so every device runs the same program.
-        mesh = jax.make_mesh((jax.device_count(),), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
-        one = lambda v, m, *s: function(join_traced(template, v), m, *s)  # noqa: E731
-        if batched:
-            many = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
-        else:
-            many = lambda v, m, *s: jax.lax.map(lambda pair: one(*pair, *s), (v, m))  # noqa: E731
-        split, same = PartitionSpec("replica"), PartitionSpec()
-        return jax.shard_map(
-            many, mesh=mesh, in_specs=(split, split, *(same,) * len(shared)), out_specs=split, check_vma=False
-        )(values, mapped, *shared)
-
-    return run
-
-
-@functools.partial(_over_replicas, batched=False)
-def _initialise(experiment: Experiment, key):
+def _start(experiment: Experiment, key):
+    """The state of one replica before its first step."""
     world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
     data, dtype = experiment.data, jnp.dtype(experiment.dtype)
     world = draw_world(data, key=world_key, dtype=dtype)
@@ -208,7 +306,10 @@ def _initialise(experiment: Experiment, key):
     )
 
 
-@functools.partial(_over_replicas, batched=True)
+_initialise = engine.over_replicas(_start, in_blocks=False)
+
+
+@functools.partial(engine.over_replicas, in_blocks=True)
 def _advance(experiment: Experiment, state, start, stop):
     optimizer = _optimizer(experiment)
     data, batch_size = experiment.data, experiment.batch_size
@@ -216,7 +317,7 @@ def _advance(experiment: Experiment, state, start, stop):
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if data.num_pairs is None:
-            return draw_pairs(data, state["source"], batch_size, key=key), state["order"]
+            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
         if batch_size == data.num_pairs:
             return state["source"], state["order"]
         position = step % (data.num_pairs // batch_size)
@@ -226,7 +327,7 @@ def _advance(experiment: Experiment, state, start, stop):
 
     def body(step, state):
         batch, order = next_batch(state, step)
-        loss, gradient = jax.value_and_grad(_loss)(state["params"], experiment, batch, step, state["key"])
+        loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step, state["key"])
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
@@ -240,8 +341,8 @@ def _advance(experiment: Experiment, state, start, stop):
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-@functools.partial(_over_replicas, batched=False)
-def _evaluate(experiment: Experiment, state):
+def _measure(experiment: Experiment, state):
+    """(history, x, y, labels) of one replica, on its held-out pairs."""
     x, y = _embed(state["params"], experiment, state["held_out"])
     similarity = experiment.loss.similarity
     temperature = _temperature(state["params"], experiment, state["step"])
@@ -253,14 +354,34 @@ def _evaluate(experiment: Experiment, state):
     return history, x, y, state["held_out"].labels
 
 
-def _loss(params, experiment: Experiment, batch: Batch, step, key):
-    x, y = _embed(params, experiment, batch)
+_evaluate = engine.over_replicas(_measure, in_blocks=False)
+
+
+def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
+    """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
+    loss, shards, swapped = experiment.loss, experiment.batch_shards, None
     if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
         # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
         key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
-        swapped = jax.random.bernoulli(key, experiment.swap_probability, (x.shape[0], 1))
-        x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
-    return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step))
+        swapped = jax.random.bernoulli(key, experiment.swap_probability, (experiment.batch_size, 1))
+    if shards > 1:
+        local = experiment.batch_size // shards
+        first = jax.lax.axis_index("batch") * local
+        here = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, local)  # noqa: E731
+        batch, swapped = jax.tree.map(here, (batch, swapped))
+
+    def of_parameters(params):
+        x, y = _embed(params, experiment, batch)
+        if swapped is not None:
+            x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
+        temperature = _temperature(params, experiment, step)
+        if shards == 1:
+            return _loss_of_rows(params, experiment, x, y, temperature)
+        options = dict(similarity=loss.similarity, block_size=loss.block_size)
+        return sharded_info_nce(x, y, temperature=temperature, axis_name="batch", **options)
+
+    value, gradient = jax.value_and_grad(of_parameters)(params)
+    return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
 
 
 def _loss_of_rows(params, experiment: Experiment, x, y, temperature):

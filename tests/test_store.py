@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 import simulator as sim
-from simulator.store import describe_config, load_dataset, load_embeddings, load_labels, provenance, save_dataset
+from simulator.store import describe_config, load_dataset, provenance, require_writable, save_dataset, whole_file
 
 
 def test_round_trip_and_no_half_written_file(tmp_path, monkeypatch):
@@ -35,11 +35,27 @@ def test_config_and_provenance_are_plain():
     assert "jax " in provenance()["versions"]
 
 
-def test_embeddings_and_labels(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((2, 3), np.float16))
-    assert load_embeddings(tmp_path / "a.npy").dtype == float
-    (tmp_path / "labels.txt").write_text("1\n0\n")
-    np.testing.assert_array_equal(load_labels(tmp_path / "labels.txt"), [1, 0])
-    (tmp_path / "labels.txt").write_text("one\n")
-    with pytest.raises(ValueError, match="whole numbers"):
-        load_labels(tmp_path / "labels.txt")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_whole_file_or_the_old_one(tmp_path, fails):
+    path = tmp_path / "new" / "a.txt"
+    with whole_file(path) as draft:
+        draft.write_text("old")
+    if fails:
+        with pytest.raises(KeyboardInterrupt), whole_file(path) as draft:
+            draft.write_text("ha")
+            raise KeyboardInterrupt
+    else:
+        with whole_file(path) as draft:
+            draft.write_text("new")
+    assert path.read_text() == ("old" if fails else "new")
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*b\.json"):
+        require_writable(tmp_path / "file" / "b.json")
+    with pytest.raises(IsADirectoryError, match="is a directory"):
+        require_writable(tmp_path)
+    require_writable(tmp_path / "new" / "b.json")
+    assert not list((tmp_path / "new").iterdir())

@@ -40,7 +40,12 @@ def test_a_peak_inside(rng):
     """A hump passes; a rise alone, a fall alone, a trough and shuffled labels do not; chance seldom does."""
     hump = -((np.arange(6) - 2.0) ** 2)[None, :] + rng.normal(size=(8, 6))
     assert umbrella(hump, np.arange(6)).passes()
-    for other in (-hump, rng.normal(size=(8, 6)) + np.arange(6), rng.normal(size=(8, 6)) - np.arange(6), shuffled(hump)):
+    for other in (
+        -hump,
+        rng.normal(size=(8, 6)) + np.arange(6),
+        rng.normal(size=(8, 6)) - np.arange(6),
+        shuffled(hump),
+    ):
         assert not umbrella(other, np.arange(6)).passes()
     chance = [umbrella(rng.normal(size=(8, 5)), np.arange(5)).error() for _ in range(500)]
     assert np.mean(np.array(chance) <= 0.05) <= 0.05

@@ -13,8 +13,10 @@ as soon as one row is farther than j.
    = e^{−μ} μ^m/m!. Since dp_m/dμ = p_{m−1} − p_m, ∂F_d/∂λ = ½ Σ_m p_m (C_{d+2m+2} − C_{d+2m}). The central density
    c_{n+2}(s) ∝ s^{n/2} e^{−s/2} obeys c_{n+2}' = ½ (c_n − c_{n+2}), so C_n − C_{n+2} = 2 c_{n+2}, and the sum is
    −f_{d+2}. The factors ½ and 2 cancel: the constant is 1. Differentiating in s, ∂f_d/∂λ = −(f_{d+2})'.
-2. Hence dP_j/dh = −∫ (f_j⁺)' Π_{k≠j} S_k ds + Σ_{k≠j} ∫ f_j f_k⁺ Π_{l≠j,k} S_l ds. Integrate the first by parts. The
-   boundary vanishes (f_j⁺ ~ s^{d/2} at 0, and decays exponentially at ∞), and (Π S_k)' = −Σ_k f_k Π_{l≠j,k} S_l, so
+2. Hence dP_j/dh = −∫ (f_j⁺)' Π_{k≠j} S_k ds + Σ_{k≠j} ∫ f_j f_k⁺ Π_{l≠j,k} S_l ds (the integrands and their
+   derivatives are bounded by an integrable function for λ in a compact set, so the order may be exchanged). Integrate
+   the first by parts. The boundary vanishes (f_j⁺ ~ s^{d/2} at 0, and decays exponentially at ∞), and (Π S_k)' =
+   −Σ_k f_k Π_{l≠j,k} S_l, so
        dP_j/dh = Σ_{k≠j} ∫ (f_j f_k⁺ − f_j⁺ f_k) Π_{l≠j,k} S_l ds.
    (The terms are antisymmetric in j, k: what one row loses another gains, and Σ_j dP_j/dh = 0.)
 3. With ν = d/2 − 1 and z = √(λs), f_d(s; λ) = ½ e^{−(s+λ)/2} (s/λ)^{ν/2} I_ν(z), so f⁺/f = (s/λ)^{½}
@@ -22,7 +24,8 @@ as soon as one row is farther than j.
 4. z^{−ν} I_ν(z) is entire, even, and for ν > −1 has only the zeros ±i j_{ν,m} (j_{ν,m} real, positive, the zeros of
    J_ν): z^{−ν} I_ν(z) = [2^{−ν}/Γ(ν+1)] Π_m (1 + z²/j²_{ν,m}). Its logarithmic derivative is I_{ν+1}/I_ν, because
    I_ν' = I_{ν+1} + (ν/z) I_ν. So B_ν(z) = Σ_m 2/(z² + j²_{ν,m}): each term, hence B_ν, falls strictly as z² = λs
-   grows. d = 1 (ν = −½) is included: there B = tanh(z)/z.
+   grows. d = 1 (ν = −½) is included: there B = tanh(z)/z. λ = 0 is included: B_ν(0) = 1/d, the ratio of the central
+   densities over s.
 5. f_j f_k⁺ − f_j⁺ f_k = s f_j f_k [B_ν(√(λ_k s)) − B_ν(√(λ_j s))] <= 0 for every s > 0 when λ_j <= λ_k, with equality
    for λ_j = λ_k alone. So every term of step 2 is <= 0.  ∎
 
@@ -31,7 +34,10 @@ For the farthest row every term is >= 0; for the rows between, the sign varies.
 **Corollary.** Move the gallery by α v, v orthogonal to its centred span. Then ‖x_k + αv − y‖² = const_k + ‖v‖² (α −
 α*_y)² with α*_y = ⟨y − μ_x, v⟩/‖v‖² (⟨x_k, v⟩ is the same for all k, so it equals ⟨μ_x, v⟩). So h = ‖v‖² (α −
 α*_y)²/σ²: the robustness of query y is a falling function of |α − α*_y|, rises on (−∞, α*_y], is symmetric about
-α*_y, and falls after. An average over queries is therefore sure to rise only up to min_y α*_y.
+α*_y, and falls after. An average over queries is therefore sure to rise only up to min_y α*_y. More is not true: at
+α* = 0 (a query of the gallery's own modality) the move itself is the harm, and a share p of such queries, each losing
+L from α = 0 to 1, brings the average down as soon as p L exceeds what the others can gain, at most (1 − p)(1 − their
+robustness at α = 0).
 """
 
 from __future__ import annotations
@@ -41,16 +47,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.validation import require_integer, require_number, require_same_width
+from simulator.validation import require_integer
 
 REACH = 7.5  # √χ² is a 1-Lipschitz function of Gaussians: it lies farther above its mean with chance below 1e-13 only
 
 
-class Rule(NamedTuple):
-    """A quadrature rule on [−1, 1] with M nodes.
-
-    nodes: [M]; weights: ∫_{−1}^{1} g ≈ weights @ g(nodes), [M]; cumulative: ∫_{−1}^{nodes[m]} g ≈ (cumulative @ g)[m].
-    """
+class _Rule(NamedTuple):
+    """Gauss–Legendre on [−1, 1]: nodes [M]; weights [M]; cumulative [M, M], ∫_{−1}^{nodes[m]} g ≈ (cumulative @ g)[m]."""
 
     nodes: np.ndarray
     weights: np.ndarray
@@ -58,22 +61,9 @@ class Rule(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def legendre_rule(num_nodes: int = 88) -> Rule:
-    """Gauss–Legendre nodes with the spectral integration matrix: what the rule integrates is the interpolant.
-
-    ℓ_i = Σ_n ½(2n+1) w_i P_n(t_i) P_n and ∫_{−1}^t P_n = (P_{n+1} − P_{n−1})/(2n+1).
-
-    Args:
-      num_nodes: M >= 1.
-
-    Returns:
-      Rule.
-
-    Error: exponentially small in M for a smooth integrand; 88 nodes leave 1e-11 in a win probability of up to 10
-      rows, 72 nodes for up to 6.
-    Source: textbook.
-    """
-    require_integer("num_nodes", num_nodes)
+def _legendre_rule(num_nodes: int) -> _Rule:
+    """The rule with its spectral integration matrix, which integrates the interpolant through the nodes:
+    ℓ_i = Σ_n ½(2n+1) w_i P_n(t_i) P_n and ∫_{−1}^t P_n = (P_{n+1} − P_{n−1})/(2n+1)."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     values = np.polynomial.legendre.legvander(nodes, num_nodes)  # P_n(t_m), n = 0 … M
     integrals = np.empty((num_nodes, num_nodes))
@@ -81,28 +71,7 @@ def legendre_rule(num_nodes: int = 88) -> Rule:
     order = np.arange(1, num_nodes)
     integrals[:, 1:] = (values[:, 2:] - values[:, :-2]) / (2 * order + 1)[None, :]
     scale = 0.5 * (2 * np.arange(num_nodes) + 1)
-    return Rule(nodes, weights, (integrals * scale[None, :]) @ (values[:, :-1].T * weights[None, :]))
-
-
-def trapezoid_rule(num_nodes: int) -> Rule:
-    """The trapezoid rule on equally spaced nodes, for comparison: second order.
-
-    Args:
-      num_nodes: M >= 2.
-
-    Returns:
-      Rule.
-
-    Error: O(M^−2).
-    Source: textbook.
-    """
-    require_integer("num_nodes", num_nodes, least=2)
-    nodes, step = np.linspace(-1.0, 1.0, num_nodes, retstep=True)
-    cumulative = step * np.tril(np.ones((num_nodes, num_nodes)))
-    cumulative[:, 0] *= 0.5
-    cumulative -= 0.5 * step * np.eye(num_nodes)
-    cumulative[0, 0] = 0.0
-    return Rule(nodes, cumulative[-1], cumulative)
+    return _Rule(nodes, weights, (integrals * scale[None, :]) @ (values[:, :-1].T * weights[None, :]))
 
 
 def bessel_ratio(order, z) -> np.ndarray:
@@ -241,7 +210,7 @@ def _radial_density(u, v, order):
     return np.exp((2 * order + 1) * np.log(u) - 0.5 * (u - v) ** 2 + _log_reduced_bessel(order, u * v))
 
 
-def win_probabilities(noncentralities, dimensions, *, rule: Rule | None = None) -> np.ndarray:
+def win_probabilities(noncentralities, dimensions, *, num_nodes: int = 88) -> np.ndarray:
     """Probability that each row wins, for many small galleries at once.
 
     P_j = ∫ f_j(s) Π_{k≠j} S_k(s) ds, on nodes in u = √s that cover the law of the nearest row: beyond them its
@@ -250,7 +219,7 @@ def win_probabilities(noncentralities, dimensions, *, rule: Rule | None = None) 
     Args:
       noncentralities: λ_k = ‖x_k − y‖²/σ² >= 0, [n, K].
       dimensions: d >= 1, [n] or one number.
-      rule: nodes for the integral; None for `legendre_rule()`.
+      num_nodes: Gauss–Legendre nodes of the integral.
 
     Returns:
       P, [n, K]; rows sum to 1 within the error.
@@ -259,15 +228,16 @@ def win_probabilities(noncentralities, dimensions, *, rule: Rule | None = None) 
       ValueError: noncentralities that are not finite, not negative [n, K], or dimensions below 1.
 
     Assumes: independent N(0, σ²) noise on every coordinate of every row.
-    Error: below 1e-11 with the default rule for K <= 10 (checked by doubling the nodes and against exact_robustness).
+    Error: below 1e-11 with 88 nodes for K <= 10, and with 44 + 6K for K <= 10 (checked by doubling the nodes and
+      against exact_robustness).
     Source: derived here: theory.md N4.
     """
-    _, _, density, survival, weights = _on_nodes(noncentralities, dimensions, rule)
+    _, _, density, survival, weights = _on_nodes(noncentralities, dimensions, num_nodes)
     others = _products_without_one(survival)
     return np.einsum("nkm,nkm,nm->nk", density, others, weights)
 
 
-def win_slopes(noncentralities, dimensions, *, rule: Rule | None = None) -> np.ndarray:
+def win_slopes(noncentralities, dimensions, *, num_nodes: int = 88) -> np.ndarray:
     """Slope of every win probability when one h is added to all noncentralities.
 
     dP_j/dh = Σ_{k≠j} ∫ (f_j f_k⁺ − f_j⁺ f_k) Π_{l≠j,k} S_l ds. In u = √s, with g = 2u f, the bracket times ds is
@@ -276,7 +246,7 @@ def win_slopes(noncentralities, dimensions, *, rule: Rule | None = None) -> np.n
     Args:
       noncentralities: λ_k >= 0, [n, K], K >= 2.
       dimensions: d >= 1, [n] or one number.
-      rule: nodes for the integral; None for `legendre_rule()`.
+      num_nodes: Gauss–Legendre nodes of the integral.
 
     Returns:
       dP_j/dh, [n, K], per unit of h = squared distance/σ²; rows sum to 0; <= 0 for the nearest row.
@@ -285,10 +255,10 @@ def win_slopes(noncentralities, dimensions, *, rule: Rule | None = None) -> np.n
       ValueError: as for `win_probabilities`.
 
     Assumes: independent N(0, σ²) noise on every coordinate of every row.
-    Error: below 1e-11 with the default rule for K <= 10.
+    Error: below 1e-11 with 88 nodes for K <= 10.
     Source: derived here: theory.md N5, step 2.
     """
-    u, order, density, survival, weights = _on_nodes(noncentralities, dimensions, rule)
+    u, order, density, survival, weights = _on_nodes(noncentralities, dimensions, num_nodes)
     ratio = bessel_ratio(order, u[:, None, :] * np.sqrt(np.asarray(noncentralities, float))[:, :, None])
     scale = 0.5 * u * weights
     slopes = np.zeros(density.shape[:2])
@@ -301,7 +271,7 @@ def win_slopes(noncentralities, dimensions, *, rule: Rule | None = None) -> np.n
     return slopes
 
 
-def _on_nodes(noncentralities, dimensions, rule):
+def _on_nodes(noncentralities, dimensions, num_nodes):
     """Nodes u [n, M], orders ν [n, 1, 1], radial densities and survivals [n, K, M], weights [n, M]."""
     noncentralities = np.asarray(noncentralities, float)
     shape = noncentralities.shape
@@ -310,7 +280,7 @@ def _on_nodes(noncentralities, dimensions, rule):
     dimensions = np.broadcast_to(np.asarray(dimensions, float), shape[:1])
     if dimensions.min() < 1:
         raise ValueError(f"dimensions are {dimensions.min():g} at least; expected 1 or more")
-    rule = legendre_rule() if rule is None else rule
+    rule = _legendre_rule(num_nodes)
     centre = np.sqrt(noncentralities.min(axis=1) + dimensions)
     low, high = np.maximum(centre - REACH, 0.0), centre + REACH
     half = 0.5 * (high - low)
@@ -327,35 +297,3 @@ def _products_without_one(factors: np.ndarray) -> np.ndarray:
     before = np.cumprod(np.concatenate([ones, factors[:, :-1]], axis=1), axis=1)
     after = np.cumprod(np.concatenate([ones, factors[:, :0:-1]], axis=1), axis=1)[:, ::-1]
     return before * after
-
-
-def average_robustness_slope(gallery, queries, direction, *, sigma: float, alpha: float) -> float:
-    """Slope in α of the robustness averaged over queries, for a gallery moved by α v.
-
-    (1/n) Σ_y (dP_j/dh)(h_y) · 2‖v‖² (α − α*_y)/σ², with j the nearest row of y and P_j at the λ of the moved gallery:
-    queries with α*_y > α pull it up, the others down. Its zero is where the average peaks.
-
-    Args:
-      gallery: [K, d]. queries: [n, d]. direction: v [d], orthogonal to the centred gallery.
-      sigma: standard deviation of the noise per coordinate, > 0.
-      alpha: where, in units of v.
-
-    Returns:
-      The slope per unit of α.
-
-    Raises:
-      ValueError: shapes that do not fit, or sigma <= 0.
-
-    Assumes: independent N(0, σ²) noise on the gallery rows; Euclidean nearest neighbour; v ⊥ centred gallery.
-    Error: below 1e-10 for K <= 10.
-    Source: derived here: theory.md N5.
-    """
-    require_same_width(gallery, queries)
-    require_number("sigma", sigma, above=0.0)
-    gallery, queries, direction = (np.asarray(a, float) for a in (gallery, queries, direction))
-    moved = gallery + alpha * direction[None, :]
-    noncentralities = np.sum((queries[:, None, :] - moved[None, :, :]) ** 2, axis=2) / sigma**2
-    slopes = win_slopes(noncentralities, gallery.shape[1])
-    nearest = slopes[np.arange(len(queries)), noncentralities.argmin(axis=1)]
-    offsets = alpha - (queries - gallery.mean(axis=0)[None, :]) @ direction / (direction @ direction)
-    return float(np.mean(nearest * 2 * (direction @ direction) * offsets / sigma**2))

@@ -106,16 +106,37 @@ def _stays_nearest(noncentralities: np.ndarray, bias: np.ndarray, dimensions: in
     centre = np.sqrt(noncentralities[best] + dimensions)
     reach = LARGEST_Z * np.sqrt(noncentralities[best] + dimensions / 2) / centre
     low, high = max(centre - reach, 0.0), centre + reach
-    u = 0.5 * (low + high) + 0.5 * (high - low) * nodes
-    s = u**2
-    weights = 0.5 * (high - low) * weights * 2 * u * ncx2.pdf(s, dimensions, noncentralities[best])
     others = np.delete(noncentralities, best)
     shift = bias[best] - np.delete(bias, best)
+    u, weights = _between_kinks(low, high, _kinks(shift, others, dimensions), nodes, weights)
+    s = u**2
+    weights = weights * 2 * u * ncx2.pdf(s, dimensions, noncentralities[best])
     if np.any(shift):
         log_survival = _log_survival(np.maximum(s[:, None] + shift[None, :], 0.0), dimensions, others[None, :])
     else:
         log_survival = _log_survival_many(s, dimensions, others)
     return float(np.clip(weights @ np.exp(log_survival.sum(axis=1)), 0.0, 1.0))
+
+
+def _kinks(shift, noncentralities, dimensions) -> np.ndarray:
+    """Where a factor 1 − F_k(u² + shift_k) of the integrand is not smooth: at u = √−shift_k, before which it is 1.
+
+    Behind it F_k ~ e^{−λ_k/2} (u² + shift_k)^{d/2}/(2^{d/2} Γ(d/2 + 1)): too small to matter for large λ_k, and smooth
+    enough for large d.
+    """
+    matter = (shift < 0) & (noncentralities < 60) & (dimensions < 64)
+    return np.unique(np.sqrt(-shift[matter]))
+
+
+def _between_kinks(low, high, kinks, nodes, weights):
+    """Gauss–Legendre nodes and weights on [low, high], and on every piece between kinks. On a piece [a, b] behind a
+    kink u = a + (b − a) w², in which half-integer powers of u − a are whole powers of w."""
+    w, weights = 0.5 * (1 + nodes), 0.5 * weights
+    edges = np.concatenate([[low], kinks[(kinks > low) & (kinks < high)], [high]])
+    start, length = edges[:-1, None], np.diff(edges)[:, None]
+    if len(start) == 1:
+        return low + (high - low) * w, (high - low) * weights
+    return (start + length * w**2).ravel(), (length * 2 * w * weights).ravel()
 
 
 def _stays_nearest_in_the_limit(noncentralities, bias, dimensions, num_nodes) -> float:

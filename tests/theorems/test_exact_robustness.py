@@ -5,6 +5,7 @@ import itertools
 import mpmath as mp
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.special import i0, ndtr
 from scipy.stats import ncx2
 
@@ -125,11 +126,33 @@ def test_two_class_limits_and_shapes():
 
 
 def test_drawn_distances_do_not_depend_on_the_threads(monkeypatch):
-    distances = exact_robustness.case_distances(20, 6, 2.0, 1.0)
-    draws = lambda seed: exact_robustness.draw_distances(distances, 5, 50_000, seed)  # noqa: E731
+    distances = exact_robustness.case_distances(20, 2.0, 8.0)
+    draws = lambda seed: exact_robustness.draw_distances(distances, 5, 1.0, 50_000, seed)  # noqa: E731
     share = draws(0)
     monkeypatch.setattr(exact_robustness.os, "cpu_count", lambda: 1)
     assert draws(0) == share != draws(1)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 40])
+def test_biased_classes_against_adaptive_quadrature(dimensions):
+    """A factor 1 − F(s + shift) is not smooth where s + shift = 0, least of all in few dimensions; the control is one
+    Gauss–Legendre rule across it. (In 40 dimensions F is too small there to matter.)"""
+    noncentralities, bias = np.array([0.5, 1.0, 3.0]), np.array([0.0, 2.0, -0.2])
+    best = int(np.argmin(noncentralities + bias))
+    others, shift = np.delete(noncentralities, best), bias[best] - np.delete(bias, best)
+
+    def integrand(u):
+        survivals = ncx2.sf(np.maximum(u**2 + shift, 0.0), dimensions, others)
+        return 2 * u * ncx2.pdf(u**2, dimensions, noncentralities[best]) * np.prod(survivals)
+
+    edges = [0.0, *np.sort(np.sqrt(-shift[shift < 0])), 4.0, 9.0, 16.0]
+    expected = sum(quad(integrand, *pair, epsabs=1e-13, limit=200)[0] for pair in itertools.pairwise(edges))
+    gallery = np.sqrt(noncentralities)[:, None] * np.eye(1, dimensions)
+    found = sim.exact_robustness(gallery, np.zeros((1, dimensions)), sigma=1.0, bias=bias)[0]
+    assert abs(found - expected) < 1e-9
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    control = 8 * weights @ [integrand(8 * (1 + node)) for node in nodes]
+    assert (abs(control - expected) > 1e-6) == (dimensions < 40)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +171,7 @@ def test_bad_input(changes, message):
 
 
 def test_exact_value_depends_on_the_distances_alone(rng):
-    distances = exact_robustness.case_distances(6, 4, 2.0, 1.0)
+    distances = exact_robustness.case_distances(6, 2.0, 8.0)
     query = rng.normal(size=(1, 4))
     gallery = exact_robustness.gallery_around(query, 0.3 * distances, rng)
     found = sim.exact_robustness(gallery, query, sigma=0.3)[0]

@@ -1,0 +1,229 @@
+"""One measurement of `gapsim bench`, in a process of its own: `python -m experiments._bench_worker ENGINE N REPLICAS DATA`.
+
+Prints JSON: replica-steps per second of several repetitions, and the peak memory of the process. All engines train the
+same towers (MLP 32/48–128–32, ReLU), on the same batch sizes, in float32, with Adam at 1e-3 and InfoNCE at τ = 0.05.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+
+LEAST_SECONDS = 0.6  # of one repetition
+REPETITIONS = 3
+DIM_X, DIM_Y, WIDTH, EMBED = 32, 48, 128, 32
+TEMPERATURE, LEARNING_RATE = 0.05, 1e-3
+
+
+def repeat(run, steps_of) -> list[float]:
+    """Rates of `run(steps)` over REPETITIONS, each long enough to time."""
+    steps = 4
+    run(steps)
+    while True:
+        started = time.perf_counter()
+        run(steps)
+        seconds = time.perf_counter() - started
+        if seconds > LEAST_SECONDS / 2:
+            break
+        steps *= 2
+    steps = max(1, int(steps * LEAST_SECONDS / seconds))
+    rates = []
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
+        run(steps)
+        rates.append(steps_of(steps) / (time.perf_counter() - started))
+    return rates
+
+
+def gapsim(n: int, replicas: int, data: str) -> list[float]:
+    """This engine, as `gapsim sweep` runs it."""
+    from experiments.__main__ import _use_all_cores
+
+    _use_all_cores(only_sweeps=True)
+    import jax
+    import numpy as np
+
+    import simulator as sim
+    from simulator import training
+
+    experiment = sim.Experiment(
+        data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y),
+        encoder_x=sim.MLP(WIDTH, embed_dim=EMBED), encoder_y=sim.MLP(WIDTH, embed_dim=EMBED),
+        loss=sim.InfoNCE(TEMPERATURE), learning_rate=LEARNING_RATE, batch_size=n, steps=1000, eval_pairs=64,
+    )  # fmt: skip
+    per_block = training.calibrate(experiment)
+    keys = jax.random.split(jax.random.key(0), replicas)
+    template, values, keys, layout = training.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
+    state = training._initialise(template, values, keys, layout=layout)
+
+    def run(steps):
+        jax.block_until_ready(training._advance(template, values, state, np.int32(0), np.int32(steps), layout=layout))
+
+    return repeat(run, lambda steps: steps * replicas)
+
+
+def jax_loop(n: int, replicas: int, data: str) -> list[float]:
+    """A jitted Flax and Optax step, called from a Python loop; replicas would follow one another."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    class Tower(nnx.Module):
+        def __init__(self, width_in, rngs):
+            self.first = nnx.Linear(width_in, WIDTH, rngs=rngs)
+            self.second = nnx.Linear(WIDTH, EMBED, rngs=rngs)
+
+        def __call__(self, rows):
+            rows = self.second(nnx.relu(self.first(rows)))
+            return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+
+    towers = nnx.List([Tower(DIM_X, nnx.Rngs(0)), Tower(DIM_Y, nnx.Rngs(1))])
+    graph, params = nnx.split(towers)
+    optimizer = optax.adam(LEARNING_RATE)
+    opt_state = optimizer.init(params)
+
+    def loss(params, x, y):
+        tower_x, tower_y = nnx.merge(graph, params)
+        scores = tower_x(x) @ tower_y(y).T / TEMPERATURE
+        labels = jnp.arange(n)
+        cross = optax.softmax_cross_entropy_with_integer_labels
+        return 0.5 * (cross(scores, labels).mean() + cross(scores.T, labels).mean())
+
+    @jax.jit
+    def step(params, opt_state, x, y):
+        gradient = jax.grad(loss)(params, x, y)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def pairs(key):
+        keys = jax.random.split(key, 3)
+        z = jax.random.normal(keys[0], (n, 8))
+        x, y = z @ mix_x, z @ mix_y
+        return x + 0.05 * jax.random.normal(keys[1], x.shape), y + 0.05 * jax.random.normal(keys[2], y.shape)
+
+    mix_x, mix_y = (jax.random.normal(jax.random.key(i), (8, d)) / 8**0.5 for i, d in enumerate((DIM_X, DIM_Y)))
+    fresh = jax.jit(lambda i: pairs(jax.random.fold_in(jax.random.key(0), i)))
+    fixed = fresh(0)
+
+    def run(steps):
+        p, o = params, opt_state
+        for i in range(steps):
+            p, o = step(p, o, *(fixed if data == "fixed" else fresh(i)))
+        jax.block_until_ready(p)
+
+    return repeat(run, lambda steps: steps)
+
+
+def torch_loop(n: int, replicas: int, data: str) -> list[float]:
+    """A PyTorch loop at its best number of threads: fused Adam, no `.item()`; replicas would follow one another."""
+    import torch
+
+    functional = torch.nn.functional
+    labels = torch.arange(n)
+
+    def tower(width_in):
+        return torch.nn.Sequential(torch.nn.Linear(width_in, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, EMBED))
+
+    mix_x, mix_y = torch.randn(8, DIM_X) / 8**0.5, torch.randn(8, DIM_Y) / 8**0.5
+
+    def pairs():
+        z = torch.randn(n, 8)
+        return z @ mix_x + 0.05 * torch.randn(n, DIM_X), z @ mix_y + 0.05 * torch.randn(n, DIM_Y)
+
+    best: list[float] = []
+    for threads in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        tower_x, tower_y = tower(DIM_X), tower(DIM_Y)
+        optimizer = torch.optim.Adam([*tower_x.parameters(), *tower_y.parameters()], LEARNING_RATE, fused=True)
+        fixed = pairs()
+
+        def run(steps, tower_x=tower_x, tower_y=tower_y, optimizer=optimizer, fixed=fixed):
+            for _ in range(steps):
+                x, y = fixed if data == "fixed" else pairs()
+                scores = (
+                    functional.normalize(tower_x(x), dim=1) @ functional.normalize(tower_y(y), dim=1).T / TEMPERATURE
+                )
+                loss = 0.5 * (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        rates = repeat(run, lambda steps: steps)
+        best = max(best, rates, key=lambda r: sorted(r)[len(r) // 2] if r else 0.0)
+    return best
+
+
+def torch_vmap(n: int, replicas: int, data: str) -> list[float]:
+    """torch.func: gradients of stacked replicas by vmap, one fused Adam over the stacks."""
+    import torch
+    from torch.func import functional_call, grad, stack_module_state, vmap
+
+    functional = torch.nn.functional
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.towers = torch.nn.ModuleList(
+                torch.nn.Sequential(torch.nn.Linear(d, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, EMBED))
+                for d in (DIM_X, DIM_Y)
+            )
+
+        def forward(self, x, y):
+            rows = [functional.normalize(t(r), dim=1) for t, r in zip(self.towers, (x, y), strict=True)]
+            scores = rows[0] @ rows[1].T / TEMPERATURE
+            paired = torch.diagonal(scores)
+            return 0.5 * (torch.logsumexp(scores, 1) + torch.logsumexp(scores, 0)).mean() - paired.mean()
+
+    models = [Pair() for _ in range(replicas)]
+    params, buffers = stack_module_state(models)
+    gradient = vmap(grad(lambda p, b, x, y: functional_call(models[0], (p, b), (x, y))))
+    optimizer = torch.optim.Adam(list(params.values()), LEARNING_RATE, fused=True)
+    x, y = torch.randn(replicas, n, DIM_X), torch.randn(replicas, n, DIM_Y)
+
+    def run(steps):
+        nonlocal x, y
+        for _ in range(steps):
+            if data == "fresh":
+                x, y = torch.randn(replicas, n, DIM_X), torch.randn(replicas, n, DIM_Y)
+            found = gradient({k: v.detach() for k, v in params.items()}, buffers, x, y)
+            for name, leaf in params.items():
+                leaf.grad = found[name]
+            optimizer.step()
+
+    return repeat(run, lambda steps: steps * replicas)
+
+
+def matmul(n: int, replicas: int, data: str) -> list[float]:
+    """Products of n × n matrices per second on all cores, one device per core: the ceiling, in FLOP/s."""
+    from experiments.__main__ import _use_all_cores
+
+    _use_all_cores(only_sweeps=True)
+    import jax
+    import jax.numpy as jnp
+
+    devices = jax.devices()
+    matrices = [jax.device_put(jnp.ones((n, n)) / n, device) for device in devices]
+    product = jax.jit(lambda a: jax.lax.fori_loop(0, 4, lambda _, b: a @ b, a))
+
+    def run(steps):
+        for _ in range(steps):
+            results = [product(matrix) for matrix in matrices]
+        jax.block_until_ready(results)
+
+    return repeat(run, lambda steps: steps * 4 * len(devices) * 2.0 * n**3)
+
+
+ENGINES = dict(gapsim=gapsim, jax_loop=jax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap, matmul=matmul)
+
+if __name__ == "__main__":
+    engine, n, replicas, data = sys.argv[1:5]
+    rates = ENGINES[engine](int(n), int(replicas), data)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(dict(rates=rates, peak_bytes=peak)))

@@ -1,0 +1,99 @@
+"""A sweep written as TOML, and changes to it from the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+import simulator as sim
+from simulator.experiment import replace_field
+
+# What a table may be, by its `type`; the first is the default.
+TYPES = dict(
+    data=(sim.LatentPairs, sim.Digits),
+    encoder_x=(sim.MLP, sim.Linear, sim.Table),
+    encoder_y=(sim.MLP, sim.Linear, sim.Table),
+    start=(sim.Cones,),
+)
+
+
+def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments of `sim.sweep` from a TOML file.
+
+    The file holds `seeds` and `key` (whole numbers), the fields of `sim.Experiment` (tables for nested ones; a table's
+    `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits"; `start = "none"` for no cones;
+    `temperature = { learned = 0.1 }`; `optimizer` a function of optax), and a table `over` of lists by dotted field.
+
+    Args:
+      path: the file.
+      changes: "dotted.field=value" each, in TOML's notation, taken after the file.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, not TOML, unknown fields, values that a field does not allow.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    for change in changes:
+        _apply(settings, change)
+    over, seeds, key = settings.pop("over", {}), settings.pop("seeds", 8), settings.pop("key", 0)
+    if not isinstance(over, dict) or not all(isinstance(values, list) for values in over.values()):
+        raise ValueError(f'{path}: [over] must map dotted fields to lists, like "loss.temperature" = [0.01, 0.1]')
+    if not isinstance(key, int):
+        raise ValueError(f"{path}: key is {key!r}; it must be a whole number")
+    experiment = sim.Experiment()
+    for name, value in settings.items():
+        experiment = replace_field(experiment, name, _value(name, value, getattr(experiment, name, None)))
+    return dict(experiment=experiment, over=over, seeds=seeds, key=jax.random.key(key))
+
+
+def _apply(settings: dict[str, Any], change: str) -> None:
+    """Set one dotted field of parsed TOML."""
+    field, is_set, text = change.partition("=")
+    if not is_set:
+        raise ValueError(f"{change!r} changes nothing; write field=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a word without quotes
+    *tables, name = field.split(".") if not field.startswith("over.") else ("over", field.removeprefix("over."))
+    for table in tables:
+        settings = settings.setdefault(table, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"{change!r}: {table} is not a table")
+    settings[name] = value
+
+
+def _value(name: str, value: Any, current: Any) -> Any:
+    """A field of Experiment from its TOML value."""
+    if name == "optimizer":
+        if not callable(getattr(optax, str(value), None)):
+            raise ValueError(f"optimizer is {value!r}; it must be a function of optax, like 'adam' or 'sgd'")
+        return getattr(optax, value)
+    if name == "start" and value == "none":
+        return None
+    if name in TYPES and isinstance(value, dict):
+        known = {cls.__name__: cls for cls in TYPES[name]}
+        chosen = value.pop("type", type(current).__name__ if type(current) in TYPES[name] else next(iter(known)))
+        if chosen not in known:
+            raise ValueError(f"{name}.type is {chosen!r}; it must be one of {', '.join(known)}")
+        current = current if type(current).__name__ == chosen else known[chosen]()
+    if name == "loss" and isinstance(value, dict):
+        temperature = value.get("temperature")
+        if isinstance(temperature, dict):
+            if list(temperature) != ["learned"]:
+                raise ValueError(f"loss.temperature is {temperature!r}; write a number or {{ learned = 0.1 }}")
+            value["temperature"] = sim.Learned(temperature["learned"])
+    if not isinstance(value, dict):
+        return value
+    for field, inner in value.items():
+        current = replace_field(current, field, inner)
+    return current

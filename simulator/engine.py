@@ -1,0 +1,161 @@
+"""Many replicas of one program on the devices that exist: blocks of a few, vmapped, one block after the other.
+
+A vmap over all replicas streams their whole state through memory at every step; a block that fits a core's cache stays
+there for all the steps of a call. So each device takes its blocks in turn, and the loop over blocks lies outside the
+loop over steps, inside one compiled program. Blocks are cut before they are dealt to devices: with equal
+`replicas_per_block` the results are the same to the bit on any number of devices from two up, where every device has one
+thread (`--xla_cpu_multi_thread_eigen=false`, as `gapsim sweep` sets it). XLA optimises the program for a single device
+differently, so that there the last bits move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measured anything better
+CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How replicas lie on devices: blocks of `replicas_per_block`, dealt to `num_groups` groups of `batch_shards` devices.
+
+    join: (template, traced values) -> configuration.
+    """
+
+    join: Callable
+    replicas_per_block: int
+    num_groups: int
+    batch_shards: int = 1
+
+    def mesh(self) -> jax.sharding.Mesh:
+        """[replica, batch]."""
+        devices = np.asarray(jax.devices()[: self.num_groups * self.batch_shards])
+        devices = devices.reshape(self.num_groups, self.batch_shards)
+        return jax.sharding.Mesh(devices, ("replica", "batch"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def over_replicas(function: Callable, *, in_blocks: bool) -> Callable:
+    """Compile function(configuration, mapped, *shared) over a leading replica axis of `mapped`.
+
+    The result is called as run(template, values, mapped, *shared, layout=...): `template` is static, `values` are the
+    traced numbers [R] that `layout.join(template, values)` puts into it, and R must be what `plan` padded it to. The
+    function runs inside a mesh with the axes "replica" and "batch"; along the latter all its inputs are the same.
+
+    in_blocks=False takes the replicas of a device one at a time. What calls LAPACK needs it: its batched calls
+    deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh of a batch of 4 on one device of a 2-core
+    machine never returns).
+    """
+
+    @functools.partial(jax.jit, static_argnames=("template", "layout"))
+    def run(template, values, mapped, *shared, layout: Layout):
+        one = lambda v, m, *s: function(layout.join(template, v), m, *s)  # noqa: E731
+        size = layout.replicas_per_block
+
+        def on_a_device(values, mapped, *shared):
+            if not in_blocks:
+                return jax.lax.map(lambda pair: one(*pair, *shared), (values, mapped))
+            several = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
+            cut = lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])  # noqa: E731
+            done = jax.lax.map(lambda pair: several(*pair, *shared), jax.tree.map(cut, (values, mapped)))
+            return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * size, *leaf.shape[2:]), done)
+
+        split, same = PartitionSpec("replica"), PartitionSpec()
+        # Replicas never talk, so every device runs the same program on its own blocks.
+        return jax.shard_map(
+            on_a_device,
+            mesh=layout.mesh(),
+            in_specs=(split, split, *(same,) * len(shared)),
+            out_specs=split,
+            check_vma=False,
+        )(values, mapped, *shared)
+
+    return run
+
+
+def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable) -> tuple[Layout, int]:
+    """The layout for `count` replicas, with no device left without a block, and the count padded to it."""
+    if batch_shards > jax.device_count():
+        raise ValueError(
+            f"batch_shards is {batch_shards} and there are {jax.device_count()} devices; lower it, or set "
+            "jax_num_cpu_devices before anything else"
+        )
+    blocks = -(-count // replicas_per_block)
+    groups = min(jax.device_count() // batch_shards, blocks)
+    padded = -(-blocks // groups) * groups * replicas_per_block
+    return Layout(join, replicas_per_block, groups, batch_shards), padded
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, also when they lie on the devices of several processes."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def spread(keys: jax.Array, layout: Layout) -> jax.Array:
+    """Random keys [R] laid over the devices of all processes; every process passes the same keys."""
+    if jax.process_count() == 1:
+        return keys
+    sharding = jax.sharding.NamedSharding(layout.mesh(), PartitionSpec("replica"))
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(keys))
+    return jax.jit(wrap, out_shardings=sharding)(np.asarray(jax.random.key_data(keys)))
+
+
+def block_size_from_memory(bytes_per_replica: int, count: int) -> int:
+    """Replicas per block by what one touches in a step: as many as two cores' worth of cache hold, from 2 to 8, and
+    few enough that every device gets a block."""
+    fitting = max(2, min(8, 2 * CACHE_BYTES // max(bytes_per_replica, 1)))
+    return max(1, min(fitting, -(-count // jax.device_count())))
+
+
+def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], float] | None) -> int | None:
+    """The fastest of CANDIDATES by measurement, remembered on disk for this machine and these shapes.
+
+    Args:
+      identity: what the answer depends on, as text.
+      seconds_per_replica: replicas per block -> measured seconds per replica; None only looks the answer up.
+    """
+    path = cache_folder() / "block_sizes.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if identity in known or seconds_per_replica is None:
+        return known.get(identity)
+    best = min(CANDIDATES, key=seconds_per_replica)
+    from simulator.store import whole_file
+
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(known | {identity: best}, indent=1) + "\n")
+    return best
+
+
+def cache_folder() -> Path:
+    """Where compiled programs and measured block sizes are kept: $XDG_CACHE_HOME/gapsim, or ~/.cache/gapsim."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapsim"
+
+
+def median_seconds(run: Callable[[], Any], *, least: float = 0.3) -> float:
+    """Median time of a call, after one that is not counted, over at least three calls and `least` seconds."""
+    jax.block_until_ready(run())
+    times = []
+    while len(times) < 3 or sum(times) < least:
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))

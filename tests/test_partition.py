@@ -1,0 +1,117 @@
+"""The shared-exponential loss against the plain one that JAX differentiates: value, gradient, both paths, batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import logsumexp
+
+from simulator import partition
+from simulator.partition import log_partition
+
+# 1,000 τ ≥ 1 covers logits up to 1e3 in size; 2·256 rows take the loop over blocks.
+TEMPERATURES = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+PATHS = dict(paired=(True, None), unpaired=(False, None), blocks=(True, 37))
+
+
+def plain(a, b, w, v):
+    scores = a @ b.T
+    return 0.5 * (w @ logsumexp(scores, axis=1) + v @ logsumexp(scores, axis=0))
+
+
+def operands(n, temperature, dtype, *, spread=0.3, seed=0):
+    """Trained-looking unit rows: partners close, everybody else anywhere."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 8))
+    y = x + spread * rng.normal(size=(n, 8))
+    x, y = (r / np.linalg.norm(r, axis=1, keepdims=True) for r in (x, y))
+    w, v = rng.uniform(0.5, 1.5, size=(2, n)) / n
+    return tuple(jnp.asarray(leaf, dtype) for leaf in (x / temperature, y, w, v))
+
+
+def both(function, arguments):
+    return jax.value_and_grad(function, argnums=(0, 1, 2, 3))(*arguments)
+
+
+def differences(arguments, paired, block_size, reference=None):
+    """Relative differences of value and gradients from the plain loss, each to the largest entry."""
+    found = both(lambda *o: log_partition(*o, paired, block_size), arguments)
+    wanted = both(plain, arguments) if reference is None else reference
+    flat = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    return max(float(np.abs(np.asarray(f, float) - np.asarray(p)).max() / np.abs(p).max()) for f, p in flat)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_equals_the_plain_loss_in_float64(temperature, path):
+    for n in (5, 512):
+        assert differences(operands(n, temperature, jnp.float64), *PATHS[path]) < 1e-12
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_float32_is_as_good_as_the_plain_loss(temperature, path):
+    """Rounding the logits alone costs ε/τ: judged against float64 at the same operands, where 1e-6 is out of reach for
+    any float32 loss once τ < 0.1."""
+    single = operands(512, temperature, jnp.float32)
+    exact = both(plain, tuple(leaf.astype(jnp.float64) for leaf in single))
+    assert differences(single, *PATHS[path], exact) < 1e-6 * max(1.0, 0.1 / temperature)
+
+
+def test_a_wrong_factor_is_seen():
+    arguments = operands(64, 0.1, jnp.float64)
+    wrong = both(lambda a, b, w, v: plain(a, b, w, 2 * v), arguments)
+    assert differences(arguments, True, None, wrong) > 0.1
+
+
+def test_paths_differ_and_the_safe_one_is_taken_where_digits_would_be_lost(monkeypatch):
+    """Partners that are each other's opposite at τ = 1e-2: e^{200} in float32 without the safe path."""
+    a, b, w, v = operands(64, 1e-2, jnp.float32)
+    for paired, opposite in ((True, (a, -b, w, v)), (True, (a * 3e3, b, w, v)), (False, (a, b[::-1] * 1e-3, w, v))):
+        exact = both(plain, tuple(leaf.astype(jnp.float64) for leaf in opposite))
+        found = both(lambda *o, p=paired: log_partition(*o, p, None), opposite)
+        for f, p in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+            assert np.isfinite(f).all()
+            np.testing.assert_allclose(f, p, atol=3e-4 * float(np.abs(p).max()))
+    is_safe, _ = partition._shared_exponential(a, -b, w, v, paired=True)
+    assert not is_safe
+    assert partition._shared_exponential(a, b, w, v, paired=True)[0]
+
+
+def test_one_unsafe_member_of_a_batch_spoils_nobody():
+    good, other = operands(16, 1e-2, jnp.float32), operands(16, 1e-2, jnp.float32, seed=1)
+    bad = (good[0], -good[1], *good[2:])
+    function = lambda *o: log_partition(*o, True, None)  # noqa: E731
+    batch = [jnp.stack(leaves) for leaves in zip(good, bad, other, strict=True)]
+    values, slopes = jax.vmap(jax.value_and_grad(function, argnums=(0, 1)))(*batch)
+    for i, arguments in enumerate((good, bad, other)):
+        value, slope = jax.value_and_grad(function, argnums=(0, 1))(*arguments)
+        np.testing.assert_allclose(values[i], value, rtol=1e-5)
+        for found, wanted in zip(slopes, slope, strict=True):
+            np.testing.assert_allclose(found[i], wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_weights_shared_by_a_batch():
+    a, b, w, v = operands(16, 0.1, jnp.float64)
+    stacked = jnp.stack([a, 2 * a])
+    values = jax.vmap(lambda a: log_partition(a, b, w, v, True, None))(stacked)
+    np.testing.assert_allclose(values, [plain(a, b, w, v), plain(2 * a, b, w, v)], rtol=1e-12)
+
+
+def test_forward_mode():
+    arguments = operands(16, 0.1, jnp.float64)
+    tangents = operands(16, 1.0, jnp.float64, seed=1)
+    for paired, block_size in PATHS.values():
+        found = jax.jvp(lambda *o, p=paired, s=block_size: log_partition(*o, p, s), arguments, tangents)
+        np.testing.assert_allclose(found, jax.jvp(plain, arguments, tangents), rtol=1e-11)
+
+
+def test_blocks_never_build_the_matrix():
+    """Memory linear in n: the compiled gradient's temporary arrays, against those of the dense one."""
+    arguments = operands(2048, 0.1, jnp.float32)
+
+    def temporary(block_size):
+        gradient = jax.jit(jax.grad(lambda *o: log_partition(*o, True, block_size)))
+        return gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(64) < 0.15 * temporary(None)

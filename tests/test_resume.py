@@ -1,0 +1,277 @@
+"""Sweeps on disk: the same numbers as in memory, whatever interrupts them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import simulator as sim
+from simulator import resume
+from simulator.sweep import sweep
+
+# Two groups (batch sizes) of 6 replicas, in chunks of 2 on one device.
+SCRIPT = """
+import sys, jax, numpy as np, simulator as sim
+experiment = sim.Experiment(
+    data=sim.LatentPairs(64, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
+    encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps={steps}, eval_pairs=32, eval_points=4,
+)
+over = {{"loss.temperature": [0.05, 0.1, 0.5], "batch_size": [16, 32]}}
+data = sim.sweep(experiment, over=over, seeds={seeds}, key=jax.random.key(0), store={store!r})
+np.savez(sys.argv[1], **{{name: value.values for name, value in data.items()}})
+"""
+ENVIRONMENT = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(resume.Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def start(tmp_path, store, *, steps=200, seeds=2, name="out"):
+    code = SCRIPT.format(store=None if store is None else str(store), steps=steps, seeds=seeds)
+    command = [sys.executable, "-c", code, str(tmp_path / f"{name}.npz")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def finish(process):
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return out
+
+
+def load(tmp_path, name="out"):
+    with np.load(tmp_path / f"{name}.npz") as file:
+        return dict(file)
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def chunks_done(store) -> int:
+    """Counted from the files, as a killed process left them."""
+    return len([p for p in store.glob("results.zarr/done/c/**/*") if p.is_file()])
+
+
+@pytest.fixture
+def experiment():
+    return sim.Experiment(
+        data=sim.LatentPairs(64, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
+        encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps=20, eval_pairs=32, eval_points=3,
+    )  # fmt: skip
+
+
+def test_a_store_holds_what_memory_would_and_is_read_again(tmp_path, experiment, monkeypatch):
+    arguments = dict(over={"loss.temperature": [0.05, 0.5]}, seeds=3, key=jax.random.key(0))
+    stored = sweep(experiment, store=tmp_path / "s", **arguments)
+    for name, value in sweep(experiment, **arguments).items():
+        np.testing.assert_array_equal(value, stored[name])
+    monkeypatch.setattr(sys.modules["simulator.sweep"], "train_replicas", None)  # nothing is trained again
+    again = sweep(experiment, store=tmp_path / "s", **arguments)
+    assert again.identical(stored)
+    assert json.loads(again.attrs["config"])["seeds"] == 3
+
+
+def test_another_sweep_is_refused_and_says_what_differs(tmp_path, experiment):
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, store=tmp_path / "s")
+    sweep(experiment, key=jax.random.key(0), **arguments)
+    with pytest.raises(ValueError, match=r"another sweep; it differs in key"):
+        sweep(experiment, key=jax.random.key(1), **arguments)
+    with pytest.raises(ValueError, match=r"experiment.steps \(20 there, 21 here\)"):
+        sweep(sim.Experiment(**{**vars(experiment), "steps": 21}), key=jax.random.key(0), **arguments)
+
+
+def test_what_is_no_store_is_left_alone(tmp_path, experiment):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("dear reader")
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"holds no sweep \(it has thesis.tex\)"):
+        sweep(experiment, store=tmp_path / "s", **arguments)
+    with pytest.raises(ValueError, match="is a file"):
+        sweep(experiment, store=tmp_path / "s" / "thesis.tex", **arguments)
+    assert (tmp_path / "s" / "thesis.tex").read_text() == "dear reader"
+
+
+def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experiment):
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    first = sweep(experiment, **arguments)
+    (tmp_path / "s" / "sweep.json").unlink()
+    assert sweep(experiment, **arguments).equals(first)
+
+
+def test_functions_without_a_name_are_refused(tmp_path, experiment):
+    changed = sim.Experiment(**{**vars(experiment), "optimizer": lambda rate: __import__("optax").sgd(rate)})
+    with pytest.raises(ValueError, match="does not identify"):
+        sweep(changed, over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+
+
+def test_a_full_disk_ends_in_one_line_and_is_continued(tmp_path, experiment, monkeypatch):
+    arguments = dict(over={"loss.temperature": [0.05, 0.5]}, seeds=2, key=jax.random.key(0))
+    import zarr
+
+    write, calls = zarr.Array.__setitem__, []
+
+    def full(self, *rest):
+        calls.append(self.name)
+        if len(calls) > 10:
+            raise OSError(28, "No space left on device")
+        return write(self, *rest)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(OSError, match=r"the disk is full.*Chunks that are done are safe; run again"):
+        sweep(experiment, store=tmp_path / "s", **arguments)
+    monkeypatch.undo()
+    stored = sweep(experiment, store=tmp_path / "s", **arguments)
+    for name, value in sweep(experiment, **arguments).items():
+        np.testing.assert_array_equal(value, stored[name])
+
+
+def test_a_size_that_is_swept_is_padded(experiment):
+    data = sweep(experiment, over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0))
+    assert data.sizes["pair"] == 32
+    assert np.isnan(data.x.sel(eval_pairs=16)[..., 16:, :]).all()
+    assert np.isfinite(data.x.sel(eval_pairs=32)).all()
+    with pytest.raises(ValueError, match="cannot be swept"):
+        sweep(experiment, over={"steps": [16, 32]}, seeds=1, key=jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    """SIGKILL between the making of the store and its end, at least 20 times and 10 of them between the first and the last
+    `done`; prints how many chunks were done at each."""
+    total = 2 * 3 * 10 // 2
+    finish(start(tmp_path, None, seeds=10, name="whole"))
+    finish(start(tmp_path, tmp_path / "timed", seeds=10, name="timed"))
+    whole = load(tmp_path, "whole")
+    assert_equal(load(tmp_path, "timed"), whole)
+    rng = np.random.default_rng()
+    counts, rounds, store = [], 0, tmp_path / "s0"
+    while len(counts) < 20 or sum(0 < c < total for c in counts) < 10:
+        assert len(counts) < 120, counts
+        before = chunks_done(store)
+        process = start(tmp_path, store, seeds=10, name="killed")
+        # Wait until it works on the chunks, then a random moment of a few chunks' length.
+        while process.poll() is None and chunks_done(store) == before and rng.random() > 0.02:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1.0))
+        process.kill()
+        process.communicate()
+        counts.append(chunks_done(store))
+        if counts[-1] == total:
+            rounds += 1
+            finish(start(tmp_path, store, seeds=10, name="resumed"))
+            assert_equal(load(tmp_path, "resumed"), whole)
+            store = tmp_path / f"s{rounds}"
+    print(f"killed {len(counts)} times; chunks done of {total} at each: {counts}")
+    finish(start(tmp_path, store, seeds=10, name="resumed"))
+    assert_equal(load(tmp_path, "resumed"), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_a_store(tmp_path):
+    processes = [start(tmp_path, tmp_path / "s", steps=400, seeds=6, name=f"p{i}") for i in range(2)]
+    for process in processes:
+        finish(process)
+    finish(start(tmp_path, None, steps=400, seeds=6, name="whole"))
+    for name in ("p0", "p1"):
+        assert_equal(load(tmp_path, name), load(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
+    """A real file system that is too small."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system of its own can be mounted here: {mounted.stderr.strip()}")
+    try:
+        _, error = (process := start(tmp_path, disk / "s", seeds=4)).communicate(timeout=240)
+        assert process.returncode != 0
+        assert re.search(r"OSError: .*the disk is full; free some space.*run again to continue", error)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        finish(start(tmp_path, disk / "s", seeds=4))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        _, error = (process := start(tmp_path, disk / "other", seeds=4)).communicate(timeout=240)
+        assert process.returncode != 0
+        assert "the file system is read-only; give a folder that can be written" in error
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    finish(start(tmp_path, None, seeds=4, name="whole"))
+    assert_equal(load(tmp_path), load(tmp_path, "whole"))
+
+
+LONG_RUN = """
+import sys, jax, numpy as np, simulator as sim
+from simulator import resume
+experiment = sim.Experiment(
+    data=sim.LatentPairs(None, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
+    encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps=20_000, eval_pairs=32, eval_points=6,
+)
+resume.Checkpoint.__init__.__defaults__ = (0.2,)
+run = sim.train(experiment, key=jax.random.key(0), checkpoint=None if sys.argv[2] == "none" else sys.argv[2])
+leaves = jax.tree.leaves(run.params)
+np.savez(sys.argv[1], x=run.x, loss=run.history.loss.values, **{str(i): leaf for i, leaf in enumerate(leaves)})
+"""
+
+
+def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
+    def begin(name, folder):
+        command = [sys.executable, "-c", LONG_RUN, str(tmp_path / name), str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+    finish(begin("whole.npz", "none"))
+    folder = tmp_path / "checkpoint"
+    process = begin("killed.npz", folder)
+    while process.poll() is None and not (folder / "run.json").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    step = json.loads((folder / "run.json").read_text())["step"]
+    assert 0 < step < 20_000
+    finish(begin("resumed.npz", folder))
+    assert_equal(load(tmp_path, "resumed"), load(tmp_path, "whole"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    saved = resume.Checkpoint(tmp_path / "c", dict(steps=1))
+    saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    step, state, history = saved.restore([np.arange(3)])
+    assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
+    with pytest.raises(ValueError, match=r"another run; it differs in steps \(1 there, 2 here\)"):
+        resume.Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_jobs_share_a_store_through_submitit(tmp_path):
+    """Submitit's local executor stands for Slurm's."""
+    (tmp_path / "grid.toml").write_text(
+        "seeds = 6\nsteps = 100\nbatch_size = 16\neval_pairs = 16\neval_points = 3\n[data]\nnum_pairs = 64\n"
+        '[over]\n"loss.temperature" = [0.05, 0.5]\n'
+    )
+    command = [sys.executable, "-m", "experiments", "sweep", "grid.toml", "--store", "s", "--steps", "120"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(resume.Path(__file__).parents[1])}
+    run = lambda *more: subprocess.run(  # noqa: E731
+        [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
+    done = run("--workers", "2", "--executor", "local", "--cpus", "1")
+    assert done.returncode == 0, done.stderr
+    assert "submitted 2 jobs" in done.stdout
+    data = sim.load_sweep(tmp_path / "s")
+    assert data.sizes["seed"] == 6
+    assert np.isfinite(data.loss.values).all()
+    assert "0.05" in run().stdout  # nothing is left to train: the table appears at once

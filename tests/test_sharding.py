@@ -1,0 +1,99 @@
+"""The batch spread over devices, in one process and in two: the same value, gradient and training."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+# Runs in a process of its own: devices must be set before JAX starts. argv: processes, process number, port, output.
+SCRIPT = """
+import functools, json, sys
+import jax
+processes, number, port, output = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+jax.config.update("jax_num_cpu_devices", 4 // processes)
+jax.config.update("jax_enable_x64", True)
+if processes > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, number)
+import jax.numpy as jnp, numpy as np, optax, simulator as sim
+from jax.sharding import PartitionSpec as P
+from simulator.losses import info_nce, sharded_info_nce
+
+assert jax.device_count() == 4 and jax.process_count() == processes
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(2, 24, 5))
+mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+result = {}
+for similarity in ("cosine", "sqeuclidean"):
+    for block_size in (None, 4):
+        loss = functools.partial(sharded_info_nce, axis_name="batch", similarity=similarity, block_size=block_size)
+
+        @jax.jit
+        def ring(x, y, t):
+            def local(x, y, t):
+                value, (dx, dy, dt) = jax.value_and_grad(lambda x, y, t: loss(x, y, temperature=t), (0, 1, 2))(x, y, t)
+                dt = jax.lax.psum(dt, "batch")
+                return value, jax.lax.all_gather(dx, "batch", tiled=True), jax.lax.all_gather(dy, "batch", tiled=True), dt
+            return jax.shard_map(local, mesh=mesh, in_specs=(P("batch"), P("batch"), P()), out_specs=P(),
+                                 check_vma=False)(x, y, t)
+        value, dx, dy, dt = (np.asarray(leaf) for leaf in ring(x, y, np.float64(0.2)))
+        plain = jax.value_and_grad(lambda x, y, t: info_nce(x, y, temperature=t, similarity=similarity), (0, 1, 2))
+        wanted, (wx, wy, wt) = plain(jnp.asarray(x), jnp.asarray(y), 0.2)
+        for found, right in ((value, wanted), (dx, wx), (dy, wy), (dt, wt)):
+            np.testing.assert_allclose(found, right, rtol=1e-11, atol=1e-13)
+        result[f"{similarity} {block_size}"] = float(value)
+
+common = dict(data=sim.LatentPairs(96), encoder_x=sim.MLP(16, embed_dim=8), encoder_y=sim.MLP(16, embed_dim=8),
+              batch_size=48, steps=60, eval_pairs=32, eval_points=4, dtype="float64", loss=sim.InfoNCE(sim.Learned(0.1)))
+from simulator.training import train_replicas
+keys = jax.random.split(jax.random.key(0), 2)
+for shards in (1, 2, 4):
+    history = train_replicas(sim.Experiment(**common, batch_shards=shards), {}, keys, replicas_per_block=1)[0]
+    result[f"training {shards}"] = history["loss"].ravel().tolist() + history["gap_norm"].ravel().tolist()
+single = sim.Experiment(**{**common, "dtype": "float32"})
+result["replicas"] = [float(v).hex() for v in train_replicas(single, {}, keys, replicas_per_block=1)[0]["loss"].ravel()]
+json.dump(result, open(output, "w"))
+"""
+
+
+def run(tmp_path, processes: int) -> list[dict]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    outputs = [tmp_path / f"{processes}.{i}.json" for i in range(processes)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(processes), str(i), port, str(output)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        )
+        for i, output in enumerate(outputs)
+    ]  # fmt: skip
+    for process in running:
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, out[-3000:]
+    return [json.loads(output.read_text()) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), 1)[0]
+
+
+def test_a_batch_over_four_devices_trains_as_on_one(one_process):
+    """Values and gradients are compared inside the script; here a short training, in float64."""
+    for shards in (2, 4):
+        assert one_process[f"training {shards}"] == pytest.approx(one_process["training 1"], rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_of_two_devices_agree_with_one(one_process, tmp_path):
+    first, second = run(tmp_path, 2)
+    assert first == second
+    assert first["replicas"] == one_process["replicas"]  # to the bit
+    for name, value in one_process.items():
+        if name != "replicas":
+            assert first[name] == pytest.approx(value, rel=1e-9)
