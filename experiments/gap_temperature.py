@@ -155,8 +155,9 @@ def draw(data):
     axes[0][2].plot(
         PUBLISHED_TEMPERATURES, PUBLISHED_GAPS, "x", color=_figures.CONTROL, markersize=4, label="CLIP (published)"
     )
-    axes[0][0].legend(*(part[-1:] for part in axes[0][0].get_legend_handles_labels()))
-    axes[0][2].legend(*(part[-1:] for part in axes[0][2].get_legend_handles_labels()))
+    for axis, wanted in ((axes[0][0], "s.e."), (axes[0][1], "control"), (axes[0][2], "CLIP")):
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(*zip(*((h, n) for h, n in zip(handles, labels, strict=True) if wanted in n), strict=True))
     axes[1][2].legend(loc="lower left")
     axes[0][0].set_ylabel("gap norm G")
     axes[1][0].set_ylabel("recall@1")
