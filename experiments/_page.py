@@ -233,9 +233,15 @@ def _compression(axis, result, curves) -> str | None:
         axis.plot([at, at], [max(low, 1e-2), high], color=color, linewidth=5, alpha=0.25, solid_capstyle="butt",
                   label="larger half of directions" if first else None)  # fmt: skip
         axis.plot(
-            at, null, "o", color=color, markerfacecolor="white", markersize=5, label="random mean" if first else None
+            at - 0.15,
+            null,
+            "o",
+            color=color,
+            markerfacecolor="white",
+            markersize=5,
+            label="random mean" if first else None,
         )
-        axis.plot(at, ratio, "D", color=color, markersize=4, label="along the gap" if first else None)
+        axis.plot(at + 0.15, ratio, "D", color=color, markersize=4, label="along the gap" if first else None)
     axis.axhline(1.0, color=CONTROL, linestyle="--", linewidth=0.8)
     axis.set_yscale("log")
     low, high = np.log10(axis.get_ylim())

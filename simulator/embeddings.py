@@ -344,17 +344,10 @@ def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
         width = (0 if first is None else len(first[0]),)
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
-        first, kept = 0, []
-        for column in batches(rows):
-            kept.append(_parquet_rows(column, label, first, width))
+        first = 0
+        for column in batches(rows):  # of `rows` rows each, across the ends of row groups
+            yield _parquet_rows(column, label, first, width)
             first += len(column)
-            # Batches stop at the ends of row groups; blocks do not, so that two files can be read in step.
-            if sum(map(len, kept)) >= rows:
-                joined = np.concatenate(kept)
-                yield joined[:rows]
-                kept = [joined[rows:]]
-        if sum(map(len, kept)):
-            yield np.concatenate(kept)
 
     dtype = dict(halffloat="float16", float="float32", double="float64").get(str(value), str(value))
     return _Stored(path, name, (num_rows, *width), dtype, blocks)

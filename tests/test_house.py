@@ -44,8 +44,10 @@ def test_predictions_never_call_what_they_predict():
 def test_arrows_point_down():
     order = [
         "validation",
+        "embeddings",
         "losses",
         "geometry",
+        "streaming",
         "flow",
         "data",
         "encoders",
