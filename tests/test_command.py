@@ -102,7 +102,7 @@ def test_figures_redraws_the_same_bytes(tmp_path):
     assert first == [(tmp_path / f"clean_invariance.{s}").read_bytes() for s in ("pdf", "png")]
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"], ["close"]])
 def test_help_imports_nothing_heavy(command):
     """Neither JAX nor flax nor xarray: --help answers at once."""
     script = (
