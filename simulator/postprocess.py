@@ -347,7 +347,8 @@ def _checked(gallery: Any, queries: Any) -> tuple[np.ndarray, streaming.Source]:
     gallery = np.asarray(gallery, float)
     if not callable(queries):
         require_same_width(gallery, queries)
-        return gallery, streaming.as_source(np.asarray(queries, float), max(1, BLOCK_SCORES // len(gallery)))
+        rows, size = np.asarray(queries, float), max(1, BLOCK_SCORES // len(gallery))
+        return gallery, lambda: (rows[first : first + size] for first in range(0, len(rows), size))
 
     def blocks():
         for block in queries():

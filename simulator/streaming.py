@@ -17,13 +17,6 @@ from simulator.losses import Similarity
 Source = Callable[[], Iterator[np.ndarray]]
 
 
-def as_source(rows: np.ndarray | Source, block_rows: int) -> Source:
-    """A source as it is; an array [n, d] by blocks of `block_rows`."""
-    if callable(rows):
-        return rows
-    return lambda: (rows[first : first + block_rows] for first in range(0, len(rows), block_rows))
-
-
 def random_rows(source: Source, count: int, most: int, seed: int = 0) -> np.ndarray:
     """At most `most` random ones of the `count` rows of a source, in order, [m, d]; all of them if there are no more."""
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
