@@ -15,7 +15,15 @@ import numpy as np
 
 import simulator as sim
 from experiments._galleries import nearest_rows, unit_rows
-from experiments._storage import FORMATS, bytes_per_row, library_quantisers, random_rotation, stored
+from experiments._storage import (
+    COLUMN_BITS,
+    FORMATS,
+    bytes_per_row,
+    kept_by_columns,
+    library_quantisers,
+    random_rotation,
+    stored,
+)
 from experiments.linear_storage import STORAGES, storages
 from experiments.scoring_sides import SCORINGS, SIDES, moved
 from simulator.certificate import quantization_effects
@@ -248,7 +256,8 @@ def storage(config: Config, arrays) -> dict:
                 kept[i, j] += np.mean(best == answers) / config.num_rotations
     result = dict(
         factor=(("stored", "storage"), factor), equal_power=(("stored", "fit", "storage"), exact),
-        rounded=(("format", "storage"), kept),
+        rounded=(("format", "storage"), kept), bits=(("bits",), list(COLUMN_BITS)),
+        columns=(("column_storage", "bits"), kept_by_columns([indices[n] for n in STORAGES], queries, answers)),
         bytes_per_row=(("format",), [bytes_per_row(captions.shape[1], name) for name in FORMATS]),
     )  # fmt: skip
     library = library_quantisers(captions, queries, answers)

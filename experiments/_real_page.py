@@ -17,7 +17,8 @@ CAPTION = (
     "the stored rows, fitted on the same queries). (b) Decisions changed against robustness gained, K = 500. (c) Robustness "
     "against the shift along g', K = 100, by scoring and side; black: inner products, queries towards their mean. "
     "(d) Closing over random subsets of captions, ± 4 standard errors over subsets; open: α = 0, filled: α = 1. (e) Answers "
-    "kept after rounding in random bases against bytes per row, K = 500, beside FAISS's quantisers. (f) VideoCLIP, 8 bins: "
+    "kept after rounding against bytes per row, K = 500: a scale per row in random bases (solid), a range per column "
+    "(dashed), FAISS's quantisers (crosses). (f) VideoCLIP, 8 bins: "
     "answers kept before and after closing; grey: with the step as it was."
 )
 
@@ -72,8 +73,7 @@ def draw(data):
     for name in STORAGES:
         kept = data.rounded.sel(storage=name)[order]
         storage.plot(data.bytes_per_row[order], kept, "o-", color=SHOWN[name], linewidth=0.8, label=name)
-    if "library" in data:
-        draw_library(storage, data.quantiser.values, data.library.values)
+    draw_library(storage, data, 512)
     storage.margins(y=0.1)
     storage.set(title="(e) low precision, K = 500", xscale="log", xlabel="bytes per row", ylabel="answers kept")
     storage.legend(loc="lower right", fontsize=6)
@@ -144,6 +144,10 @@ def table(data) -> str:
             [f"{name}, {fit}", *(percent(v) for v in data.equal_power[g].sel(fit=fit))] for fit in data.fit.values
         ]
     lines += [[f"K = 500, {form}", *(percent(v) for v in data.rounded.sel(format=form))] for form in data.format.values]
+    lines += [
+        [f"K = 500, int{bits} by column", *(percent(v) for v in data.columns.sel(bits=bits))]
+        for bits in data.bits.values
+    ]
     blocks.append(aligned(["storage", *STORAGES], lines))
     if "library" in data:
         pairs = zip(data.quantiser.values, data.library.values, strict=True)

@@ -10,7 +10,15 @@ import numpy as np
 import simulator as sim
 from experiments import _figures
 from experiments._galleries import core_galleries, nearest_rows, random_classes, two_spectra
-from experiments._storage import FORMATS, bytes_per_row, library_quantisers, random_rotation, stored
+from experiments._storage import (
+    COLUMN_BITS,
+    FORMATS,
+    bytes_per_row,
+    kept_by_columns,
+    library_quantisers,
+    random_rotation,
+    stored,
+)
 from simulator.theory.storage import (
     clean_scores,
     margin_robustness,
@@ -39,8 +47,8 @@ CAPTION = (
     "and gradient search from random starts (lines, by iteration). (b) Robustness at equal noise-to-power: exact (bars) and "
     "measured, ± 4 standard errors. (c) Answers kept after rounding the rows of the first gallery to low precision in random "
     "bases: predicted from the steps (bars), measured ± 4 standard errors; grey: step²/6. (d) Answers kept against bytes per "
-    "row (scalars and scales included) on the first gallery, lines over the formats, beside FAISS's scalar and product "
-    "quantisers (at the better of its two metrics)."
+    "row (scalars and scales included) on the first gallery: the formats of (c) with a scale per row (solid), 3 to 8 bits with a "
+    "range per column (dashed), and FAISS's scalar and product quantisers at the better of its two metrics (crosses)."
 )
 STORAGES = ("as it is", "queries centred", "both centred", "optimum")
 INVERSE = "inverse of the optimum"
@@ -97,8 +105,12 @@ def measure(config: Config, *, progress: bool = False):
         {name: (("gallery", *axes), np.stack([p[name][1] for p in parts])) for name, (axes, _) in parts[0].items()}
         | dict(bytes_per_row=("format", sizes)),
         coords=dict(gallery=list(galleries), storage=[*STORAGES, INVERSE], format=list(FORMATS)),
+        attrs=dict(num_dimensions=gallery.shape[1]),
     )
-    found = library_quantisers(gallery, few, nearest_rows(gallery, few))
+    answers, indices = nearest_rows(gallery, few), storages(gallery, few)
+    columns = kept_by_columns([indices[name] for name in STORAGES], few, answers)
+    data = data.assign(columns=(("column_storage", "bits"), columns)).assign_coords(bits=list(COLUMN_BITS))
+    found = library_quantisers(gallery, few, answers)
     if not found:  # FAISS is not installed
         return data
     return data.assign(library=(("quantiser", "quantity"), np.array(list(found.values())))).assign_coords(
@@ -332,8 +344,7 @@ def draw(data):
     for storage in STORAGES:
         values = first.ladder.sel(storage=storage)[order]
         sizes.plot(data.bytes_per_row[order], values, "o-", color=SHOWN[storage], linewidth=0.8)
-    if "library" in data:
-        draw_library(sizes, data.quantiser.values, data.library.values)
+    draw_library(sizes, data, data.attrs["num_dimensions"])
     sizes.margins(y=0.1)
     sizes.set(title="(d) answers kept against size", xlabel="bytes per row", ylabel="answers kept", ylim=(None, 1.03))
     figure.legend(*ladder.get_legend_handles_labels(), loc="outside upper center", ncols=5)
@@ -353,8 +364,14 @@ def _draw_bars(axis, names, predicted, measured, error, control=None):
     axis.set_xticks(places, [str(name) for name in names])
 
 
-def draw_library(axis, names, values):
-    """FAISS's quantisers as labelled crosses: [quantiser, (bytes, answers kept)]."""
+def draw_library(axis, data, dimensions: int):
+    """Answers kept with a range per column and an exact scalar (dashed), and FAISS's quantisers (labelled crosses)."""
+    places = dimensions * data.bits / 8 + 4
+    for name, values in zip(STORAGES, data.columns.values, strict=True):
+        axis.plot(places, values, "s--", color=SHOWN[name], linewidth=0.8, markersize=3, fillstyle="none")
+    if "library" not in data:
+        return
+    values = data.library.values
     axis.plot(values[:, 0], values[:, 1], "x", color="black", markersize=4)
-    for name, (size, kept) in zip(names, values, strict=True):
-        axis.annotate(str(name), (size, kept), xytext=(3, -7), textcoords="offset points", fontsize=6)
+    for name, (size, kept) in zip(data.quantiser.values, values, strict=True):
+        axis.annotate(str(name), (size, kept), xytext=(3, -8), textcoords="offset points", fontsize=6)
