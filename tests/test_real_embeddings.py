@@ -128,32 +128,53 @@ def test_imagenet_has_nothing_to_move_but_gains_from_scalars(arrays, real_data, 
     assert abs(base.mean - 0.14) < 4 * np.hypot(base.standard_error, 0.005)
 
 
-def test_quantisation_of_videoclip_is_not_monotone_and_the_output_says_why(real_data, tmp_path, capsys):
+def test_quantisation_of_videoclip_is_not_monotone(real_data):
+    """Random tens of texts, 8 bins, [min, max]: .68 → .59 within 4 standard errors of two such means (20 subsets then);
+    with the old step, or a range per dimension, closing gains."""
+    config = real.Config()
+    found = real.quantisation(config, real_data)
+    value, error = found["video"][1], found["video_error"][1]
+    fixed, wide, by_dimension = value
+    spread = error[1] * (1 + config.num_video_subsets / 20) ** 0.5
+    assert np.all(np.abs(wide[:2] - np.array([0.68, 0.59])) < 4 * spread[:2])
+    assert wide[0] - wide[1] > 4 * np.hypot(*error[1, :2])
+    for gains, errors in ((fixed, error[0]), (by_dimension, error[2])):
+        assert gains[1] - gains[0] > 4 * np.hypot(*errors[:2])
+    assert wide[2] - wide[1] > 4 * np.hypot(*error[1, 1:])
+
+
+def test_the_output_says_why_quantisation_is_not_monotone(real_data, tmp_path, capsys):
     files = [str(real_data / f"videoclip_{name}.npy") for name in ("gallery", "queries")]
     options = ["--quantize-bins", "8", "--json", str(tmp_path / "c.json"), "--out", str(tmp_path / "o.npz")]
     assert main(["close", *files, "--normalize", *options]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     found = {effect["range"]: effect for effect in json.loads((tmp_path / "c.json").read_text())["quantization"]}
     wide = found["minmax"]
-    assert (round(wide["robustness"], 2), round(wide["robustness_closed"], 2)) == (0.68, 0.59)
-    assert wide["step_closed"] > 1.2 * wide["step"]
-    assert wide["robustness_same_step"] > wide["robustness"]
-    assert "one coordinate sets everybody's step" in said
-    assert "use a range per dimension" in said
-    assert found["per_dimension"]["robustness_closed"] >= found["per_dimension"]["robustness"]
+    assert wide["robustness_closed"] < wide["robustness"] - 0.1
+    assert wide["step_closed"] > 2 * wide["step"]
+    assert wide["robustness_same_step"] >= wide["robustness"]
+    assert found["per_dimension"]["robustness_closed"] > found["per_dimension"]["robustness"]
+    for words in (
+        "one coordinate sets everybody's step and the shift takes coordinate",
+        f"with the step as it was it would be {wide['robustness_same_step']:.3f}: use a range per dimension",
+    ):
+        assert words in said
 
 
 def test_the_storage_factors(arrays):
-    """N7 on CLIP, K = 500: 1 → .468 (queries centred) → .226 (gallery too) → .086 (optimum)."""
-    from simulator.theory.storage import second_moment, smallest_storage_factor
+    """N7 on CLIP, K = 500: 1 → .468 (queries centred) → .226 (gallery too) → .086 (the metric of the shrunk moments; the
+    infimum for these very rows and queries is .082)."""
+    from simulator.theory.storage import second_moment, smallest_storage_factor, storage_factor
 
     rows, queries = arrays["clip_gallery"], arrays["clip_queries"]
     zero, x, y = np.zeros(512), rows.mean(axis=0), queries.mean(axis=0)
     trace = lambda r, c: np.trace(second_moment(r, c))  # noqa: E731
     first = trace(rows, zero) * trace(queries, zero)
     found = [trace(rows, zero) * trace(queries, y), trace(rows, x) * trace(queries, y)]
-    found.append(smallest_storage_factor(second_moment(rows, x), second_moment(queries, y)))
+    moments = second_moment(rows, x), second_moment(queries, y)
+    found.append(storage_factor(sim.GapCloser("optimal").fit(rows, queries).metric_, *moments))
     np.testing.assert_allclose(np.array(found) / first, [0.468, 0.226, 0.086], atol=6e-4)
+    assert 0.08 < smallest_storage_factor(*moments) / first < 0.083
 
 
 def test_the_stored_figure_is_that_of_these_numbers():
