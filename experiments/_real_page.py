@@ -52,7 +52,7 @@ def draw(data):
     )
     top = float(max(data.at_mean.max(), data.by_side.max()))
     sides.set(
-        title="(c) scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0, 1.75 * top)
+        title="(c) scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0.2, 1.6 * top)
     )
     sides.legend(ncols=3, fontsize=5.5, loc="upper center", columnspacing=0.8, handlelength=1.6)
     for color, size in zip(_figures.COLORS, data["size"].values, strict=False):
@@ -75,8 +75,13 @@ def draw(data):
         kept = data.rounded.sel(storage=name)[order]
         storage.plot(data.bytes_per_row[order], kept, "o-", color=SHOWN[name], linewidth=0.8, label=name)
     draw_library(storage, data, 512)
-    storage.margins(y=0.1)
-    storage.set(title="(e) low precision, K = 500", xscale="log", xlabel="bytes per row", ylabel="answers kept")
+    storage.set(
+        title="(e) low precision, K = 500", xlabel="bytes per row", ylabel="answers kept", xlim=(170, 560), ylim=(0.55, 1.02)
+    )  # fmt: skip
+    if "library" in data:
+        below = [(n, s, k) for n, (s, k) in zip(data.quantiser.values, data.library.values, strict=True) if s < 170]
+        words = "\n".join(f"{n}, {s:g} bytes: {k:.2f}" for n, s, k in below)
+        storage.text(0.98, 0.36, words, transform=storage.transAxes, fontsize=6, ha="right")
     storage.legend(loc="lower right", fontsize=6)
     places = np.arange(data.sizes["range"])
     for j, (words, color) in enumerate(

@@ -374,4 +374,4 @@ def draw_library(axis, data, dimensions: int):
     values = data.library.values
     axis.plot(values[:, 0], values[:, 1], "x", color="black", markersize=4)
     for name, (size, kept) in zip(data.quantiser.values, values, strict=True):
-        axis.annotate(str(name), (size, kept), xytext=(3, -8), textcoords="offset points", fontsize=6)
+        axis.annotate(str(name), (size, kept), xytext=(3, -8), textcoords="offset points", fontsize=6, clip_on=True)

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from experiments._galleries import nearest_rows, random_classes
-from experiments._storage import BITS, FORMATS, bytes_per_row, library_quantisers, random_rotation, stored
+from experiments._storage import (
+    BITS,
+    COLUMN_BITS,
+    FORMATS,
+    bytes_per_row,
+    kept_by_columns,
+    library_quantisers,
+    random_rotation,
+    stored,
+)
+from experiments.linear_storage import STORAGES, storages
 from simulator.theory.storage import (
     optimal_metric,
     second_moment,
@@ -97,6 +107,23 @@ def test_the_library_quantises_better_with_more_bits():
     assert found["SQ8"][0] == 16 == 2 * found["SQ4"][0]
     assert found["SQ8"][1] > 0.97 > found["PQ8x4"][1]
     assert found["SQ8"][1] > found["SQ4"][1]
+
+
+def test_a_range_per_column_by_loops():
+    """Every entry goes to the nearest of 2^B levels between its column's ends; moving the rows changes no rounding error."""
+    gallery, queries, _ = random_classes(20, 8, 100, 6)
+    answers, indices = nearest_rows(gallery, queries), storages(gallery, queries)
+    found = kept_by_columns([indices[name] for name in STORAGES], queries, answers)
+    assert np.all(found[:, -1] > 0.95)
+    assert np.all(found[:, 0] < found[:, -1])
+    np.testing.assert_array_equal(found[1], found[2])  # centring the gallery moves every column's range with it
+    index, bits = indices["optimum"], COLUMN_BITS[0]
+    rows = np.empty_like(index.rows)
+    for (k, i), value in np.ndenumerate(index.rows):
+        levels = np.linspace(index.rows[:, i].min(), index.rows[:, i].max(), 2**bits)
+        rows[k, i] = levels[np.argmin(np.abs(levels - value))]
+    scores = index.map_queries(queries) @ rows.T + index.bias[None, :]
+    assert found[-1, 0] == np.mean(scores.argmax(axis=1) == answers)
 
 
 def test_the_inverse_of_the_optimum_is_worse_than_no_map():
