@@ -133,14 +133,14 @@ def test_quantisation_of_videoclip_is_not_monotone(real_data):
     with the old step, or a range per dimension, closing gains."""
     config = real.Config()
     found = real.quantisation(config, real_data)
-    value, error = found["video"][1], found["video_error"][1]
-    fixed, wide, by_dimension = value
+    value, error, change_error = (found[name][1] for name in ("video", "video_error", "video_change_error"))
     spread = error[1] * (1 + config.num_video_subsets / 20) ** 0.5
-    assert np.all(np.abs(wide[:2] - np.array([0.68, 0.59])) < 4 * spread[:2])
-    assert wide[0] - wide[1] > 4 * np.hypot(*error[1, :2])
-    for gains, errors in ((fixed, error[0]), (by_dimension, error[2])):
-        assert gains[1] - gains[0] > 4 * np.hypot(*errors[:2])
-    assert wide[2] - wide[1] > 4 * np.hypot(*error[1, 1:])
+    assert np.all(np.abs(value[1, :2] - np.array([0.68, 0.59])) < 4 * spread[:2])
+    change = (value[:, 1:] - value[:, :1]) / change_error  # [range, (closed, closed with the old step)]
+    assert change[1, 0] < -4
+    assert change[1, 1] > 4
+    assert change[0, 0] > 4  # fixed
+    assert change[2, 0] > 2  # per dimension: 2.3 points
 
 
 def test_the_output_says_why_quantisation_is_not_monotone(real_data, tmp_path, capsys):
