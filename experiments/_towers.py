@@ -33,8 +33,11 @@ def _shapes(encoder, size: int):
 
 def random_pair(encoder, data: sim.LatentPairs, pairs: int, rng):
     """(graphs, parameters, inputs, what the output layers see) of two random towers on one random world of Gaussian
-    latents and linear mixing; each is a pair (x, y)."""
+    latents, or clusters of them that take turns, and linear mixing; each is a pair (x, y)."""
     latent, dims = rng.normal(size=(pairs, data.latent_dim)), (data.dim_x, data.dim_y)
+    if data.latent == "clusters":
+        centres = rng.normal(size=(data.num_clusters, data.latent_dim))
+        latent = centres[np.arange(pairs) % data.num_clusters] + data.cluster_spread * latent
     mixed = [latent @ rng.normal(size=(data.latent_dim, dim)) / data.latent_dim**0.5 for dim in dims]
     inputs = tuple(jnp.asarray(rows + data.noise * rng.normal(size=rows.shape)) for rows in mixed)
     graphs, params = zip(*(random_tower(encoder, dim, rng) for dim in dims), strict=True)
@@ -66,10 +69,13 @@ def stack(trees):
 
 
 @functools.partial(jax.jit, static_argnames=("graphs", "optimizer", "similarity"))
-def descend(graphs, params, inputs, temperature, learning_rate, steps, *, optimizer=optax.sgd, similarity="cosine"):
-    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each: full batches, replicas vmapped."""
+def descend(
+    graphs, params, inputs, temperature, learning_rate, steps, shown=None, *, optimizer=optax.sgd, similarity="cosine"
+):
+    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each, on the inputs or on others that are `shown`:
+    full batches, replicas vmapped."""
 
-    def one(params, inputs, temperature, learning_rate):
+    def one(params, inputs, temperature, learning_rate, shown):
         transform = optimizer(learning_rate)
         loss = lambda p: info_nce(  # noqa: E731
             *outputs(graphs, p, inputs), temperature=temperature, similarity=similarity
@@ -81,12 +87,12 @@ def descend(graphs, params, inputs, temperature, learning_rate, steps, *, optimi
 
         def record(state, interval):
             state = jax.lax.fori_loop(*interval, step, state)
-            return state, outputs(graphs, state[0], inputs)
+            return state, outputs(graphs, state[0], shown)
 
         later = jax.lax.scan(record, (params, transform.init(params)), (steps[:-1], steps[1:]))[1]
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, inputs), later)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, shown), later)
 
-    return jax.vmap(one)(params, inputs, temperature, learning_rate)
+    return jax.vmap(one)(params, inputs, temperature, learning_rate, inputs if shown is None else shown)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
