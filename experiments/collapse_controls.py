@@ -73,7 +73,7 @@ class Config:
     seed: int = 20261
 
 
-QUICK = Config(encoders=("MLP towers",), angles=(TOGETHER, np.pi / 4, APART), steps=200, eval_points=4)
+QUICK = Config(encoders=("MLP towers",), angles=(TOGETHER, np.pi / 4, APART), steps=120, eval_points=4)
 
 
 def measure(config: Config, *, progress: bool = False):
