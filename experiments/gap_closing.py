@@ -43,7 +43,7 @@ CAPTION = (
     "Galleries of trained towers (ten of their classes, or all of them) and of free embeddings; means over random seeds, "
     "± 4 standard errors over seeds. (a) Noise on the gallery, on both sides and on the queries at σ² = 0.005, ten "
     "classes. (b) Gallery noise at the paper's variances: exact (lines; solid, dashed, dotted: the kinds of gallery of "
-    "(f)) and measured; grey: moving the wrong way. The towers' gap lies almost all inside the span of all their classes, "
+    "(e)) and measured; grey: moving the wrong way. The towers' gap lies almost all inside the span of all their classes, "
     "so there is nothing to move. (c) A choice among four rows. (d) Answers to noisy galleries that closing changes when "
     "the draws stay the same, ten classes: none where the theory says none; grey: near misses. (e) Clean answers changed "
     "at α = 1 when g' leaves only the top r principal directions alone. (f) Answers lost to quantisation with a fixed "
@@ -242,6 +242,7 @@ def judge(data) -> list[sim.Row]:
     has_room = f"g has a part outside the gallery's span ({float(data.moved_share.sel(kind=stuck[0])):.1%} of it at {stuck[0]})"
     spread_out = "g' is spread over coordinates; "
     all_alike = spread_out + "on one, all rows err alike along g'"
+    costs = "; and the step costs answers, which finer ones hardly do"
     saves = ", and closing has answers to save (too few to tell: "
     near_misses = [none(data.paired_changes.sel(noise=[kind])) for kind in NEAR_MISSES]
     return [
@@ -259,7 +260,7 @@ def judge(data) -> list[sim.Row]:
             agreement((first.wrong_way, first.on_exact, first.draw_error)), "moving by −α g'",
         ),
         sim.Row(
-            "robustness rises to α = 1 and falls after, every σ²: noise on the gallery, noise on both",
+            "robustness rises to α = 1 and falls after, σ² by σ²: noise on the gallery, noise on both",
             worst([trend(*gaussian(movable), seen), on_side("both")]), on_side("queries"), "noise on the queries alone",
             outside=trend(*gaussian(stuck)), condition=f"{has_room}{saves}{untold(seen)})",
         ),
@@ -269,7 +270,7 @@ def judge(data) -> list[sim.Row]:
             f"noise {', '.join(NEAR_MISSES)}: the one that changes least",
         ),
         sim.Row(
-            f"robustness to quantisation rises to α = 1: fixed range, {', '.join(map(str, data.bins.values))} bins",
+            f"robustness to quantisation rises to α = 1: fixed range, {', '.join(map(str, data.bins.values[seen_bins]))} bins",
             trend(*every, seen_bins), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("fixed", "one coordinate")), condition=f"{all_alike}{saves}{untold(seen_bins)})",
         ),
@@ -282,16 +283,16 @@ def judge(data) -> list[sim.Row]:
         sim.Row(
             "robustness to quantisation rises to α = 1: per-dimension range, 8 and 32 bins",
             trend(*by_range("per_dimension")), queries_instead, "the queries quantised instead",
-            outside=trend(*by_range("per_dimension", "one coordinate")), condition=all_alike,
+            outside=trend(*by_range("per_dimension", "one coordinate")), condition=all_alike + costs,
         ),
         sim.Row(
             "robustness to quantisation rises to α = 1: [min, max] range, 8 and 32 bins",
             trend(*by_range("minmax")), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("minmax", "one coordinate")),
-            condition=spread_out + "a shift of one coordinate widens the range, and so the step, of all",
+            condition=spread_out + "a shift of one coordinate widens the range, and so the step, of all" + costs,
         ),
         sim.Row(
-            "choice of four: robustness rises to α = 1 and falls after, every σ²",
+            "choice of four: robustness rises to α = 1 and falls after, σ² by σ²",
             trend(*four("rows", movable), seen_four), trend(*four("query", movable)), "noise on the queries",
             outside=trend(*four("rows", stuck)), condition=f"{has_room}{saves}{untold(seen_four)})",
         ),

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import simulator as sim
-from experiments._closing import choices, exact_mean, over_seeds, random_basis, smallest_difference
+from experiments._closing import choices, exact_mean, over_seeds, random_basis, smallest_difference, told, trend, untold
 from experiments._galleries import nearest_rows, random_classes
 from experiments.gap_closing import NEAR_MISSES, QUICK, UNTOUCHED
 from simulator.robustness import changed_decisions
@@ -68,6 +69,18 @@ def test_exact_mean_leaves_out_only_what_is_safe():
         whole = sim.exact_robustness(gallery, queries, sigma=sigma).mean()
         assert abs(exact_mean(gallery, queries, sigma) - whole) < 1e-8
     assert exact_mean(gallery, queries, 1e-9) == 1.0
+
+
+def test_trends_are_judged_where_the_exact_value_promises_enough():
+    at = dict(kind=["a", "b"], alpha=[0.0, 1.0, 2.0])
+    curves = lambda a, b: xr.DataArray([a, b], coords=at, dims=("kind", "alpha"))  # noqa: E731
+    errors = curves([0.01, 0.01, 0.01], [0.01, 0.01, 0.02])
+    which = told(curves([0.5, 0.6, 0.5], [0.5, 0.6, 0.5]), errors)  # 6 √2 · 0.01 = 0.085, 6 √2 · 0.02 = 0.17
+    assert which.values.tolist() == [True, False] and untold(which) == "kind b"
+    measured = curves([0.5, 0.6, 0.5], [0.6, 0.5, 0.6])
+    assert trend(measured, errors, which).passes()
+    assert not trend(measured, errors).passes()  # the other curve, the wrong way
+    assert not trend(curves([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]), errors, which).passes()  # flat
 
 
 def test_smallest_difference_by_a_loop():
