@@ -38,9 +38,9 @@ CAPTION = (
     "together. Middle: variance along the gap over that along the gap to a random mean of equal length (exact null; grey "
     "line: not orthogonal). Right: accuracy of the midpoint rule along the gap on held-out rows (grey line: chance; it "
     "falls below where the means of the two halves of the rows err oppositely). Bottom left: final gap against the angle "
-    "between the starts. Bands and bars: ± 2 standard errors over seeds. Starts together end in a trace of a gap beyond "
-    "chance all the same, and the towers keep little variance along it. Bottom right: amplitude of both modes along the "
-    "gap of free tight clusters; black: the predicted law, the same for both shapes; grey: rates multiplied by the "
+    "between the starts. Bands and bars: ± 2 standard errors over seeds. Towers that start together end in a trace of a gap "
+    "beyond chance all the same, with little variance along it; free embeddings do not. Bottom right: amplitude of both "
+    "modes along the gap of free tight clusters; black: the predicted law, the same for both shapes; grey: rates times the "
     "start's share of variance along the gap (dashed: isotropic, dotted: collapsed)."
 )
 APART, TOGETHER = np.pi / 2, 0.0
