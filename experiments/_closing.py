@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import simulator as sim
 from experiments._galleries import nearest_rows, prototypes
-from experiments._towers import descend, stack, start
+from experiments._held_out import train
+from experiments._towers import stack, start
 from experiments._trends import worst
 
 FEW = 10  # classes of a small gallery
@@ -58,9 +58,8 @@ def _train(starts, config, temperature: float, trained: int | None):
     returns all."""
     params, inputs = (stack([getattr(begin, name) for begin in starts]) for name in ("params", "inputs"))
     first, others = (tuple(u[:, part] for u in inputs) for part in (slice(trained), slice(trained or 0, None)))
-    numbers = (jnp.full(len(starts), value) for value in (temperature, config.learning_rate))
     steps = jnp.asarray([0, config.steps])
-    raw = descend(starts[0].graphs, params, first, *numbers, steps, others, optimizer=optax.adam)
+    raw = train(starts[0].graphs, params, first, others, temperature, config.learning_rate, steps)
     ends = [np.asarray(rows, float)[:, -1] for rows in raw]
     return [rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in ends]
 

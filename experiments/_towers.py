@@ -69,13 +69,10 @@ def stack(trees):
 
 
 @functools.partial(jax.jit, static_argnames=("graphs", "optimizer", "similarity"))
-def descend(
-    graphs, params, inputs, temperature, learning_rate, steps, shown=None, *, optimizer=optax.sgd, similarity="cosine"
-):
-    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each, on the inputs or on others that are `shown`:
-    full batches, replicas vmapped."""
+def descend(graphs, params, inputs, temperature, learning_rate, steps, *, optimizer=optax.sgd, similarity="cosine"):
+    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each: full batches, replicas vmapped."""
 
-    def one(params, inputs, temperature, learning_rate, shown):
+    def one(params, inputs, temperature, learning_rate):
         transform = optimizer(learning_rate)
         loss = lambda p: info_nce(  # noqa: E731
             *outputs(graphs, p, inputs), temperature=temperature, similarity=similarity
@@ -87,12 +84,12 @@ def descend(
 
         def record(state, interval):
             state = jax.lax.fori_loop(*interval, step, state)
-            return state, outputs(graphs, state[0], shown)
+            return state, outputs(graphs, state[0], inputs)
 
         later = jax.lax.scan(record, (params, transform.init(params)), (steps[:-1], steps[1:]))[1]
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, shown), later)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, inputs), later)
 
-    return jax.vmap(one)(params, inputs, temperature, learning_rate, inputs if shown is None else shown)
+    return jax.vmap(one)(params, inputs, temperature, learning_rate)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -8,12 +8,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import simulator as sim
 from experiments import _figures
 from experiments._clusters import flow_variances
-from experiments._towers import centred, descend, random_pair, random_tower, stack, with_output
+from experiments._held_out import train
+from experiments._towers import centred, random_pair, random_tower, stack, with_output
 from experiments._trends import trend, worst
 from simulator.losses import normalize_rows
 from simulator.theory.flows import mode_rates_sphere
@@ -98,15 +98,8 @@ def measure(config: Config, *, progress: bool = False):
         measured = jax.jit(lambda x, y: jax.lax.map(lambda pair: _measures(*pair), (x, y)))
         for encoder in tqdm(config.encoders, disable=not progress, desc="training"):
             graphs, params, inputs, shown = zip(*(_start(config, encoder, *place) for place in places), strict=True)
-            numbers = (jnp.full(len(places), value) for value in (config.temperature, config.learning_rate))
-            raw = descend(
-                graphs[0],
-                *map(stack, (params, inputs)),
-                *numbers,
-                jnp.asarray(steps),
-                stack(shown),
-                optimizer=optax.adam,
-            )
+            numbers = config.temperature, config.learning_rate, jnp.asarray(steps)
+            raw = train(graphs[0], *map(stack, (params, inputs, shown)), *numbers)
             rows = [np.asarray(r).reshape(-1, *r.shape[2:]) for r in raw]
             result = measured(*rows)
             for name in found:
