@@ -67,8 +67,8 @@ class Config:
 
 
 QUICK = Config(
-    widths=(64, 128, 256, 512), relu_widths=(), depths=(0, 1), tightnesses=(1e3, 1e4, 1e5, 1e6), rates=(0.03, 0.1, 0.3, 1.0), factor_seeds=20,
-    mixing_widths=((256, 512, 1024, 2048), (64, 128, 256, 512)), mixing_seeds=6, temperatures=(0.05, 0.5), steps=300, seeds=6,
+    widths=(64, 128, 256, 512), relu_widths=(), depths=(0, 1), tightnesses=(1e3, 1e4, 1e5, 1e6), rates=(0.03, 0.1, 0.3, 1.0), factor_seeds=16,
+    mixing_widths=((256, 512, 1024, 2048), (64, 128, 256, 512)), mixing_seeds=5, temperatures=(0.05, 0.5), steps=300, seeds=6,
 )  # fmt: skip
 
 
@@ -108,9 +108,11 @@ def _factors(config: Config) -> dict:
     """`discrepancies` of all settings, with their factor and level."""
     chosen = settings(config)
     place = dict(angle=ANGLE, temperature=TEMPERATURE, seeds=config.factor_seeds, seed=config.seed)
-    found = discrepancies(list(chosen.values()), **place)
+    different = list(dict.fromkeys(chosen.values()))  # the base is a level of several factors
+    found, place_of = discrepancies(different, **place), [different.index(setting) for setting in chosen.values()]
     factor, level = zip(*chosen, strict=True)
-    return {name: (("optimizer", "setting", "factor_seed"), values) for name, values in found.items()} | dict(
+    dims = ("optimizer", "setting", "factor_seed")
+    return {name: (dims, values[:, place_of]) for name, values in found.items()} | dict(
         factor=("setting", list(factor)), level=("setting", np.array(level, float))
     )
 
@@ -280,7 +282,7 @@ def draw(data):
             axis.plot(at, predicted, "_", color="black", markersize=7, zorder=3, label="predicted" if k else None)
             if factor in ("width", "rate"):
                 _points(
-                    axis, at, here.first_error, f"{optimizer}: the same, one step", fmt="x", color=color, markersize=4
+                    axis, at, here.first_error, f"{optimizer}: kernel, one step", fmt="x", color=color, markersize=4
                 )
                 _guide(axis, at, here.first_error, theory.DRIFT_EXPONENTS[k] - 2 if factor == "width" else 1.0)
         axis.set(yscale="log", xlabel=label, xscale="linear" if factor == "depth" else "log")
@@ -345,4 +347,4 @@ def _draw_histories(axis, data):
     axis.axhline(0.0, color=_figures.CONTROL, linewidth=0.8)
     axis.set(xscale="log", xlabel="step", ylabel="log₁₀ (variance along gap / start)")
     axis.set_title("(f) Longer training", loc="left")
-    axis.legend(loc="upper left")
+    axis.legend(loc="upper left", handlelength=1)

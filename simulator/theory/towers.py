@@ -329,7 +329,8 @@ def mixing_exponent(depth: int) -> float:
       ValueError: a depth below 1.
 
     Assumes: weights of variance 1/fan-in, equal learning rate for all layers, random start.
-    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part.
+    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part. With two the
+      next is not derived; it steepens the fall at widths of a few hundred.
     Source: derived here.
     """
     require_integer("depth", depth)
