@@ -222,7 +222,8 @@ def apparent_critical_angle(
     Raises:
       ValueError: matrices of different shape, steps that do not increase, a rate or temperature <= 0.
 
-    Assumes: tight clusters; full batches; kernels that do not mix outputs; p and q independent at the start.
+    Assumes: tight clusters; full batches; kernels that do not mix outputs; p and q independent at the start; steps at whose
+      end the slowest mode is still far above rounding.
     Error: O(ε/τ).
     Source: derived here.
     """
