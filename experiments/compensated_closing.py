@@ -25,6 +25,7 @@ CLAIM = sim.Claim(
     assumes="independent Gaussian noise on the stored rows; the scalars are kept exactly",
     expected=("holds", "holds", "holds if", "holds", "holds", "holds"),
 )
+PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
     "(a, b) Robustness against α; lines: exact, points: measured ± 4 standard errors. In (b) the gallery spans the space: "
     "the complement has nothing to move. Grey: the centred rule with noise of the same size on its scalars. (c) r exact "

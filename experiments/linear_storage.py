@@ -42,6 +42,7 @@ CLAIM = sim.Claim(
     assumes="the scalar is kept exactly; noise independent and of equal variance on all coordinates (a random rotation)",
     expected=("holds", "holds", "holds", "holds", "holds", "holds", "holds", "holds"),
 )
+PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
     "(a) Noise factor tr(B C_y) tr(B⁻¹ C_x) over its predicted least value: 1,000 random metrics per gallery, sorted (grey), "
     "and gradient search from random starts (lines, by iteration). (b) Robustness at equal noise-to-power: exact (bars) and "

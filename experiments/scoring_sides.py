@@ -26,6 +26,7 @@ CLAIM = sim.Claim(
     assumes="unit rows; independent Gaussian noise on the gallery rows; cosine normalises the rows after the noise",
     expected=("holds", "holds", "holds", "holds", "holds", "holds", "refuted", "holds"),
 )
+PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
     "Robustness against the shift α along g' applied to the gallery, the queries (the other way) or half to each, one column "
     "per scoring, one row per gallery of unit rows; lines: exact, points: measured ± 4 standard errors. Under inner products "
