@@ -160,7 +160,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
         before = chunks_done(store)
         process = start(tmp_path, store, seeds=10, name="killed")
         # Wait until it works on the chunks, then a random moment of a few chunks' length.
-        while process.poll() is None and chunks_done(store) == before and rng.random() > 0.02:
+        while process.poll() is None and chunks_done(store) == before and rng.random() > 0.003:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 1.0))
         process.kill()
@@ -174,6 +174,35 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     print(f"killed {len(counts)} times; chunks done of {total} at each: {counts}")
     finish(start(tmp_path, store, seeds=10, name="resumed"))
     assert_equal(load(tmp_path, "resumed"), whole)
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path):
+    """SIGINT to `gapsim sweep` while chunks are being trained; the same command then ends as if nothing had happened."""
+    (tmp_path / "grid.toml").write_text(
+        "seeds = 16\nsteps = 3000\nbatch_size = 16\neval_pairs = 16\neval_points = 3\n[data]\nnum_pairs = 64\n"
+        '[over]\n"loss.temperature" = [0.05, 0.1, 0.5]\n'
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": str(resume.Path(__file__).parents[1])}
+
+    def begin(store):
+        command = [sys.executable, "-m", "experiments", "sweep", "grid.toml", "--store", store]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    process = begin("s")
+    while process.poll() is None and not chunks_done(tmp_path / "s"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "gapsim: stopped; run the same command to continue s" in error
+    assert "Traceback" not in error
+    missing = np.isnan(sim.load_sweep(tmp_path / "s").loss.values)
+    assert missing.any()
+    assert not missing.all()
+    table = finish(begin("s"))
+    assert table.replace("'s'", "") == finish(begin("whole")).replace("'whole'", "")
 
 
 @pytest.mark.slow
