@@ -45,6 +45,7 @@ CAPTION = (
     "the cosine, ‖u‖ = 2, ‖v‖ = 1: predicted (lines), measured (points, ± 4 standard errors); grey: twice the "
     "variance; vertical: Theorem 1's threshold (dashed) and the stationary cosine (solid)."
 )
+PRECISION = "float64; networks of the published size in float32"
 PUBLISHED = (0.001, 0.3195, 0.4943, 0.6069, 0.7008, 0.7541)  # Liang et al., Fig. 2b, layers 0–5, one network
 PUBLISHED_INPUTS, PUBLISHED_WIDTH = 1024, 512
 # Activation, σ_w², σ_b². The last two make no cone and a blunt one. (GELU with σ_w² = 2 shrinks its inputs for tens of
