@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import simulator as sim
-from simulator.training import train_replicas
+from simulator import engine, replica
+from simulator.training import lay_out, train_replicas
 
 # What the published claims look at; the rest of a history would only make the stored files large.
 KEPT = ("gap_norm", "alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "separability", "loss")
@@ -34,8 +35,7 @@ def train_points(
     import xarray as xr
 
     count = len(next(iter(points.values())))
-    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(np.tile(np.arange(seeds), count))
-    varied = {path: np.repeat(np.asarray(values, float), seeds) for path, values in points.items()}
+    varied, keys = _replicas(points, seeds, seed)
     history, state, x, *_, steps = train_replicas(experiment, varied, keys, params=params, progress=progress)
     arrays = {name: history[name].reshape(count, seeds, *history[name].shape[1:]) for name in keep}
     dims = ("point", "seed", "step", "embed")
@@ -44,6 +44,20 @@ def train_points(
         coords=dict(seed=np.arange(seeds), step=steps, pair=np.arange(x.shape[1])),
     )
     return data, state["params"]
+
+
+def start_params(experiment: sim.Experiment, points: dict[str, Sequence[float]], *, seeds: int, seed: int):
+    """The parameters with which `train_points` starts by itself, ordered as there: for a start changed by hand."""
+    varied, keys = _replicas(points, seeds, seed)
+    template, values, padded, layout = lay_out(experiment, varied, keys, None)
+    params = engine.fetch(replica.initialise(template, values, padded, layout=layout)["params"])
+    return jax.tree.map(lambda leaf: leaf[: len(keys)], params)
+
+
+def _replicas(points, seeds: int, seed: int):
+    count = len(next(iter(points.values())))
+    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(np.tile(np.arange(seeds), count))
+    return {path: np.repeat(np.asarray(values, float), seeds) for path, values in points.items()}, keys
 
 
 def at_point(params, point: int, seeds: int, copies: int = 1):
