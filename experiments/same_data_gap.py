@@ -193,7 +193,8 @@ def draw(data):
         _figures.band(axes[0], data.step.values, corner.sel(setting=name).values, color, name)
     axes[0].set(xlabel="step", ylabel="gap norm G", ylim=(0, 1.9), title=f"batch {batches.min()}, d = {dims.max()}")
     axes[0].set_xscale("symlog", linthresh=1)
-    axes[0].legend(loc="upper left")
+    axes[0].set_xlim(0, data.step.values[-1])
+    axes[0].legend(loc="center", bbox_to_anchor=(0.5, 0.5))
     end, equal = data.gap.isel(step=-1), at_equal_pairs(data.gap)
     for i, (color, dim) in enumerate(zip(_figures.COLORS[::-1], dims, strict=False)):
         curve = end.sel(embed_dim=dim).transpose("seed", "batch_size").values
