@@ -46,8 +46,10 @@ def find(names: tuple[str, ...]) -> list[str]:
 def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progress: bool = True):
     """Measure one claim; store the dataset and the figure under `out` unless it is None. Returns (dataset, seconds)."""
     from experiments._figures import save_figure
+    from simulator.engine import release_programs
     from simulator.store import describe_config, provenance, save_dataset
 
+    release_programs()
     module = load(stem)
     config = config or (module.QUICK if quick else module.Config())
     started = time.monotonic()

@@ -33,8 +33,11 @@ def _shapes(encoder, size: int):
 
 def random_pair(encoder, data: sim.LatentPairs, pairs: int, rng):
     """(graphs, parameters, inputs, what the output layers see) of two random towers on one random world of Gaussian
-    latents and linear mixing; each is a pair (x, y)."""
+    latents, or clusters of them that take turns, and linear mixing; each is a pair (x, y)."""
     latent, dims = rng.normal(size=(pairs, data.latent_dim)), (data.dim_x, data.dim_y)
+    if data.latent == "clusters":
+        centres = rng.normal(size=(data.num_clusters, data.latent_dim))
+        latent = centres[np.arange(pairs) % data.num_clusters] + data.cluster_spread * latent
     mixed = [latent @ rng.normal(size=(data.latent_dim, dim)) / data.latent_dim**0.5 for dim in dims]
     inputs = tuple(jnp.asarray(rows + data.noise * rng.normal(size=rows.shape)) for rows in mixed)
     graphs, params = zip(*(random_tower(encoder, dim, rng) for dim in dims), strict=True)

@@ -121,6 +121,7 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
+    engine.release_programs()
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)

@@ -8,12 +8,19 @@ import matplotlib
 import numpy as np
 import pytest
 
+from simulator.engine import release_programs
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
 # Compiling is most of the time here: what one process compiled serves the others, and the next run.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    release_programs()
 
 
 @pytest.fixture

@@ -156,3 +156,19 @@ def test_slices_cover_the_steps_once():
     assert all(a[1] == b[0] for a, b in zip(pieces[:-1], pieces[1:], strict=True))
     assert bar.total == 997
     assert evaluation_steps(1000, 5)[-1] == 1000
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="counts the memory maps of Linux")
+def test_programs_are_forgotten_before_they_fill_the_memory_maps(key):
+    def maps():
+        with open("/proc/self/maps") as file:
+            return len(file.readlines())
+
+    jax.clear_caches()
+    before = maps()
+    train_replicas(sim.Experiment(**SMALL | dict(steps=2, eval_points=2)), {}, key[None])
+    after = maps()
+    engine.release_programs()
+    assert maps() >= after - 50  # far from the limit: kept
+    engine.release_programs(share=0.0)
+    assert maps() < before + 0.3 * (after - before)

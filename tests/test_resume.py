@@ -176,6 +176,35 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     assert_equal(load(tmp_path, "resumed"), whole)
 
 
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path):
+    """SIGINT to `gapsim sweep` while chunks are being trained; the same command then ends as if nothing had happened."""
+    (tmp_path / "grid.toml").write_text(
+        "seeds = 16\nsteps = 3000\nbatch_size = 16\neval_pairs = 16\neval_points = 3\n[data]\nnum_pairs = 64\n"
+        '[over]\n"loss.temperature" = [0.05, 0.1, 0.5]\n'
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": str(resume.Path(__file__).parents[1])}
+
+    def begin(store):
+        command = [sys.executable, "-m", "experiments", "sweep", "grid.toml", "--store", store]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    process = begin("s")
+    while process.poll() is None and not chunks_done(tmp_path / "s"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "gapsim: stopped; run the same command to continue s" in error
+    assert "Traceback" not in error
+    missing = np.isnan(sim.load_sweep(tmp_path / "s").loss.values)
+    assert missing.any()
+    assert not missing.all()
+    table = finish(begin("s"))
+    assert table.replace("'s'", "") == finish(begin("whole")).replace("'whole'", "")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_share_a_store(tmp_path):

@@ -1,21 +1,50 @@
-"""C7, and how its starts and amplitudes are made."""
+"""C7, and how its starts and its trends are made."""
 
 import numpy as np
 import pytest
 
 from experiments import collapse_controls
+from experiments._trends import LEVEL, shuffled, trend
 from simulator.theory.towers import great_circle_frames
-from tests.theorems.common import check_claim
+from tests.theorems.common import check_claim, quick_measurement
 
 
 def test_claim(tmp_path):
     check_claim("collapse_controls", tmp_path)
 
 
+def test_no_trend_survives_shuffled_angles():
+    data = quick_measurement("collapse_controls")[0]
+    for encoder in data.encoder.values:
+        gaps = data.gap_norm.isel(step=-1).sel(encoder=encoder, shape="isotropic").transpose("seed", "angle").values
+        assert trend(gaps, data.angle.values, +1).error() < LEVEL
+        assert trend(shuffled(gaps), data.angle.values, +1).error() > LEVEL
+
+
+def test_starts_differ_in_their_rank_and_angle_alone():
+    start = quick_measurement("collapse_controls")[0].isel(step=0)
+    apart, together = (start.sel(angle=a) for a in (collapse_controls.APART, collapse_controls.TOGETHER))
+    np.testing.assert_allclose(apart.gap_norm, 2**0.5, atol=1e-2)  # unit means at 90°; tightness 40 shortens them
+    assert float(together.gap_norm.max()) < 2e-2
+    # A collapsed start has all its variance in two directions of 32, so a random gap sees it unevenly from seed to seed.
+    scatter = np.log(apart.defect_ratio_x / apart.null_defect_ratio_x).std("seed").min("encoder")
+    assert float(scatter.sel(shape="collapsed")) > 2 * float(scatter.sel(shape="isotropic"))
+
+
+def test_chance_is_the_gap_of_exchanged_labels(rng):
+    """E G² = alignment/n when the two members of every pair are swapped by a coin; control: alignment/(n − 1)."""
+    differences = rng.normal(size=(7, 3)) + 2.0
+    signs = np.array(np.meshgrid(*[(-1, 1)] * 7)).reshape(7, -1)  # all 128 ways
+    squared = np.mean(np.sum((signs.T @ differences / 7) ** 2, axis=1))
+    alignment = np.mean(np.sum(differences**2, axis=1))
+    np.testing.assert_allclose(squared, alignment / 7, rtol=1e-12)
+    assert abs(squared - alignment / 6) > 0.1 * squared
+
+
 @pytest.mark.parametrize(("shape", "rank"), [("isotropic", 16), ("collapsed", 2)])
 def test_shape_of_the_tight_start(shape, rank):
-    config = collapse_controls.Config(law_pairs=400)
-    x, y, share = collapse_controls._tight_clusters(config, shape)
+    config = collapse_controls.Config(law_pairs=400, law_size=1e-5)
+    x, y, share = collapse_controls.tight_clusters(config, shape)
     np.testing.assert_allclose([np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)], 1.0, atol=1e-14)
     means = x.mean(axis=0), y.mean(axis=0)
     cosine = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
@@ -26,17 +55,3 @@ def test_shape_of_the_tight_start(shape, rank):
     variances = [np.var(rows @ f, axis=0) for rows, f in zip((x, y), frames, strict=True)]
     by_hand = sum(v[0] for v in variances) / sum(v.mean() for v in variances)
     np.testing.assert_allclose(share, by_hand, rtol=1e-3)
-    control = abs(share - 1.0)  # an isotropic start has its share of 1, a collapsed one another
-    assert control < 0.2 if shape == "isotropic" else control > 0.2
-
-
-def test_mode_amplitudes_by_a_loop():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 9, 4)) + np.array([[[3.0, 0, 0, 0]], [[0, 3.0, 0, 0]]])
-    frame_x, frame_y = great_circle_frames(x.mean(axis=0), y.mean(axis=0))
-    common = opposite = 0.0
-    for row_x, row_y in zip(x, y, strict=True):
-        along_x, along_y = (row_x - x.mean(axis=0)) @ frame_x[:, 0], (row_y - y.mean(axis=0)) @ frame_y[:, 0]
-        common += (along_x + along_y) ** 2 / 9
-        opposite += (along_x - along_y) ** 2 / 9
-    np.testing.assert_allclose(collapse_controls._mode_amplitudes(x, y), np.sqrt([common, opposite]), rtol=1e-12)
