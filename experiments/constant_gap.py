@@ -22,14 +22,17 @@ CLAIM = sim.Claim(
         "descent leaves the gap in the constant block as it was."
     ),
     source="Zhang et al. 2024, arXiv 2401.08567, on the persistence of the gap; the law of its closing: derived here",
-    assumes="free unit rows, one learning rate for the rows and the logarithm of a learned scale",
+    assumes=(
+        "free rows, put back on the sphere after each step; one learning rate for the rows and the logarithm of the scale"
+    ),
     expected=("refuted", "holds", "holds"),
 )
 CAPTION = (
     "Gap in the constant block over its start (top left) and its shortfall from 1 (top right, logarithmic), loss and scale "
     "of the logits (bottom), along descent of free rows: one learning rate for everything; the scale learned as fast as "
     "the flow, κ = 1; a fixed scale. Dashed: predicted from the scale alone, h ∝ s^(−1/κ), nothing fitted. Grey: the near "
-    "miss of half that exponent. One line per seed; a step of the last two grows in proportion to the time."
+    "miss of half that exponent. By this law plain SGD halves the gap of n pairs once the scale has grown 2ⁿ times. One "
+    "line per seed; a step of the last two grows in proportion to the time."
 )
 SETTINGS = ("plain SGD", "scale learned at κ = 1", "fixed scale")
 
