@@ -58,7 +58,7 @@ def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progres
     data.attrs |= provenance() | dict(
         claim=module.CLAIM.id,
         config=json.dumps(describe_config(config)),
-        precision="float32 training, float64 predictions and decisions",
+        precision=getattr(module, "PRECISION", "float64"),
     )
     if out is not None:
         save_dataset(data, out / f"{stem}.nc")

@@ -39,18 +39,19 @@ def pair_boundaries(config, predicted: np.ndarray) -> np.ndarray:
         tau = np.array([temperatures[j] for _, j, _ in points])
         # A slow way: the pair stands still at the boundary, and elsewhere its first motion tells the side.
         sgd = 1e-4 * config.tower_pairs * config.tower_tightness**2 / steepest / (4 / tau + 2 / tau**2)
-        for o, (optimizer, rate) in enumerate(((optax.sgd, sgd), (optax.adam, np.full(len(tau), 1e-6)))):
-            # Raw outputs are `tightness` times as large as the rows of theory, so their squared distances need τ times
-            # its square; the sphere does not notice.
-            ended = _towers.descend(
-                worlds[0][0], _towers.stack(starts), _towers.stack([world[2] for world, *_ in points]),
-                jnp.asarray(tau if sphere else tau * config.tower_tightness**2), jnp.asarray(rate), jnp.array([0, 10]),
-                optimizer=optimizer, similarity="cosine" if sphere else "sqeuclidean",
-            )  # fmt: skip
-            variances = mode_variances(*_rows(ended, sphere), sphere)[..., 1 if i == 2 else 0]
-            growth = np.log(variances[:, 1] / variances[:, 0]).reshape(len(worlds), *separations.shape)
-            for seed, j in np.ndindex(growth.shape[:2]):
-                measured[o, i, j, seed] = crossing(separations[j], growth[seed, j])
+        both = np.concatenate([sgd, np.full(len(tau), 1e-6)])
+        # Raw outputs are `tightness` times as large as the rows of theory, so their squared distances need τ times
+        # its square; the sphere does not notice.
+        ended = _towers.descend(
+            worlds[0][0], _towers.stack(starts * 2), _towers.stack([world[2] for world, *_ in points] * 2),
+            jnp.asarray(np.tile(tau if sphere else tau * config.tower_tightness**2, 2)), jnp.asarray(both),
+            jnp.array([0, 10]), jnp.asarray(np.repeat(np.arange(2, dtype=np.int32), len(tau))),
+            optimizers=(optax.sgd, optax.adam), similarity="cosine" if sphere else "sqeuclidean",
+        )  # fmt: skip
+        variances = mode_variances(*_rows(ended, sphere), sphere)[..., 1 if i == 2 else 0]
+        growth = np.log(variances[:, 1] / variances[:, 0]).reshape(2, len(worlds), *separations.shape)
+        for o, seed, j in np.ndindex(growth.shape[:3]):
+            measured[o, i, j, seed] = crossing(separations[j], growth[o, seed, j])
     return measured
 
 

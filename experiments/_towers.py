@@ -41,14 +41,16 @@ def random_pair(encoder, data: sim.LatentPairs, pairs: int, rng):
     mixed = [latent @ rng.normal(size=(data.latent_dim, dim)) / data.latent_dim**0.5 for dim in dims]
     inputs = tuple(jnp.asarray(rows + data.noise * rng.normal(size=rows.shape)) for rows in mixed)
     graphs, params = zip(*(random_tower(encoder, dim, rng) for dim in dims), strict=True)
-    return graphs, params, inputs, tuple(map(features, graphs, params, inputs))
+    return graphs, params, inputs, tuple(features(encoder, *tower) for tower in zip(params, inputs, strict=True))
 
 
-def features(graph, params, inputs) -> np.ndarray:
-    """What the output layer of a tower sees, [n, fan_in]."""
-    for layer in nnx.merge(graph, params).hidden:
-        inputs = nnx.relu(layer(inputs))
-    return np.asarray(inputs)
+def features(encoder, params, inputs) -> np.ndarray:
+    """What the output layer of a tower sees, [n, fan_in]; in NumPy, to compile nothing."""
+    seen = np.asarray(inputs)
+    for layer in params.get("hidden", {}).values():
+        seen = seen @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])[None, :]
+        seen = {"relu": lambda rows: np.maximum(rows, 0.0), "tanh": np.tanh}[encoder.activation](seen)
+    return seen
 
 
 def with_output(params, seen: np.ndarray, kernel: np.ndarray, mean: np.ndarray):
@@ -68,31 +70,52 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)  # JAX's stack compiles for every length
 
 
-@functools.partial(jax.jit, static_argnames=("graphs", "optimizer", "similarity"))
-def descend(graphs, params, inputs, temperature, learning_rate, steps, *, optimizer=optax.sgd, similarity="cosine"):
-    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each: full batches, replicas vmapped."""
+# Small programs, many shapes: optimising them takes longer than running them as they are.
+_compile = functools.partial(jax.jit, compiler_options=dict(xla_backend_optimization_level=0))
 
-    def one(params, inputs, temperature, learning_rate):
-        transform = optimizer(learning_rate)
+
+@functools.partial(_compile, static_argnames=("graphs", "optimizers", "similarity"))
+def descend(
+    graphs,
+    params,
+    inputs,
+    temperature,
+    learning_rate,
+    steps,
+    which=None,
+    *,
+    optimizers=(optax.sgd,),
+    similarity="cosine",
+):
+    """Raw outputs (x, y) at the given steps, [replica, step, n, d] each: full batches, replicas vmapped, each trained by the
+    optimiser of the number `which` [replica] (the first): one program for all compiles faster than one for each."""
+
+    def one(params, inputs, temperature, learning_rate, which):
+        transforms = [optimizer(learning_rate) for optimizer in optimizers]
         loss = lambda p: info_nce(  # noqa: E731
             *outputs(graphs, p, inputs), temperature=temperature, similarity=similarity
         )
 
         def step(_, state):
-            updates, memory = transform.update(jax.grad(loss)(state[0]), state[1], state[0])
-            return optax.apply_updates(state[0], updates), memory
+            gradient = jax.grad(loss)(state[0])
+            moves = [t.update(gradient, memory, state[0]) for t, memory in zip(transforms, state[1], strict=True)]
+            updates, memories = zip(*moves, strict=True)
+            chosen = jax.tree.map(lambda *update: jax.lax.select_n(which, *update), *updates)
+            return optax.apply_updates(state[0], chosen), memories
 
         def record(state, interval):
             state = jax.lax.fori_loop(*interval, step, state)
             return state, outputs(graphs, state[0], inputs)
 
-        later = jax.lax.scan(record, (params, transform.init(params)), (steps[:-1], steps[1:]))[1]
+        start = params, tuple(transform.init(params) for transform in transforms)
+        later = jax.lax.scan(record, start, (steps[:-1], steps[1:]))[1]
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, inputs), later)
 
-    return jax.vmap(one)(params, inputs, temperature, learning_rate)
+    which = jnp.zeros(len(temperature), jnp.int32) if which is None else which
+    return jax.vmap(one)(params, inputs, temperature, learning_rate, which)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@functools.partial(_compile, static_argnames="graph")
 def jacobian(graph, params, inputs):
     """Derivatives of the raw outputs by all parameters, [n, d, parameters]."""
     leaves = jax.tree.leaves(jax.jacrev(lambda p: nnx.merge(graph, p)(inputs))(params))
@@ -101,17 +124,28 @@ def jacobian(graph, params, inputs):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-    """Two random towers in tight cones: graphs, parameters, inputs, what the output layers see (each x then y), lengths of
-    the mean outputs, frames at the means, the angle between these, and the deviations of the unit rows in the frames."""
+    """Two random towers in tight cones: graphs, parameters, inputs, what the output layers see, directions of the mean outputs
+    and frames there (each x then y), the angle between the means, their lengths, and the deviations of the unit rows in the
+    frames."""
 
     graphs: tuple
     params: tuple
     inputs: tuple
     seen: tuple
-    norms: list
+    means: tuple
     frames: tuple
     angle: float
+    norms: tuple = ()
     deviations: np.ndarray | None = None
+
+    def at(self, tightness: float) -> Start:
+        """The same towers with other lengths of the mean outputs."""
+        kernels = [np.asarray(tower["out"]["kernel"]) for tower in self.params]
+        both = [*zip(self.params, self.seen, kernels, self.means, strict=True)]
+        norms = tuple(tightness * (len(m) * np.sum(centred(s) ** 2) / s.size) ** 0.5 for _, s, _, m in both)
+        params = tuple(with_output(*rest, r * mean) for (*rest, mean), r in zip(both, norms, strict=True))
+        rows = [centred(s) @ kernel + r * mean[None, :] for (_, s, kernel, mean), r in zip(both, norms, strict=True)]
+        return dataclasses.replace(self, params=params, norms=norms, deviations=self.in_frames(rows))
 
     def in_frames(self, raw) -> np.ndarray:
         """Unit rows minus their mean, in the frames: [modality, n, direction]."""
@@ -122,11 +156,11 @@ class Start:
         """Derivatives of the raw outputs by the parameters, [n, d, parameters] each."""
         return [np.asarray(jacobian(*tower)) for tower in zip(self.graphs, self.params, self.inputs, strict=True)]
 
-    def predict(self, jacobians, temperature: float, rate: float, steps: int, adam: bool = False) -> np.ndarray:
-        """Deviations after training, by `linearized_training`."""
+    def predict(self, jacobians, temperature: float, rate: float, steps: int, epsilon: float | None) -> np.ndarray:
+        """Deviations after training, by `linearized_training`; epsilon is Adam's, None for gradient descent."""
         return theory.linearized_training(
             jacobians, self.deviations, norms=self.norms, frames=self.frames, angle=self.angle, temperature=temperature,
-            learning_rate=rate, steps=steps, adam=adam,
+            learning_rate=rate, steps=steps, adam_epsilon=epsilon,
         )  # fmt: skip
 
     def fast_rate(self, temperature: float) -> float:
@@ -142,17 +176,12 @@ def start(encoder, data: sim.LatentPairs | None, pairs: int, rng, *, angle: floa
     if data is None:
         graphs, params = zip(*(random_tower(encoder, pairs, rng) for _ in "xy"), strict=True)
         inputs = jnp.eye(pairs), jnp.eye(pairs)
-        seen = tuple(map(features, graphs, params, inputs))
+        seen = tuple(features(encoder, *tower) for tower in zip(params, inputs, strict=True))
     else:
         graphs, params, inputs, seen = random_pair(encoder, data, pairs, rng)
-    kernels = [np.asarray(tower["out"]["kernel"]) for tower in params]
-    axis, other = np.linalg.qr(rng.normal(size=(kernels[0].shape[1], 2)))[0].T
+    axis, other = np.linalg.qr(rng.normal(size=(params[0]["out"]["kernel"].shape[1], 2)))[0].T
     means = axis, np.cos(angle) * axis + np.sin(angle) * other
-    norms = [tightness * (kernels[0].shape[1] * np.sum(centred(s) ** 2) / s.size) ** 0.5 for s in seen]
-    placed = zip(params, seen, kernels, (r * m for r, m in zip(norms, means, strict=True)), strict=True)
-    params = tuple(with_output(*tower) for tower in placed)
-    made = Start(graphs, params, inputs, seen, norms, theory.great_circle_frames(*means), angle)
-    return dataclasses.replace(made, deviations=made.in_frames(outputs(graphs, params, inputs)))
+    return Start(graphs, params, inputs, seen, means, theory.great_circle_frames(*means), angle).at(tightness)
 
 
 def centred(rows: np.ndarray) -> np.ndarray:
@@ -160,8 +189,11 @@ def centred(rows: np.ndarray) -> np.ndarray:
     return rows - rows.mean(axis=0)[None, :]
 
 
-def train(starts: list[Start], temperatures, rates, steps, optimizer=optax.sgd) -> list[np.ndarray]:
-    """Raw outputs of x and of y, [start, step, n, d], for starts of one architecture."""
-    params, inputs = (stack([getattr(begin, name) for begin in starts]) for name in ("params", "inputs"))
-    numbers = jnp.asarray(temperatures, float), jnp.asarray(rates, float), jnp.asarray(steps)
-    return [np.asarray(raw) for raw in descend(starts[0].graphs, params, inputs, *numbers, optimizer=optimizer)]
+def train(starts: list[Start], temperatures, rates, steps, *, optimizers) -> list[np.ndarray]:
+    """Raw outputs of x and of y, [optimizer, start, step, n, d], for starts of one architecture; rates [optimizer, start]."""
+    rates, many = np.asarray(rates), len(optimizers)
+    params, inputs = (stack([getattr(begin, name) for begin in starts] * many) for name in ("params", "inputs"))
+    numbers = jnp.asarray(np.tile(temperatures, many)), jnp.asarray(rates.ravel()), jnp.asarray(steps)
+    which = jnp.asarray(np.repeat(np.arange(many, dtype=np.int32), len(starts)))
+    ended = descend(starts[0].graphs, params, inputs, *numbers, which, optimizers=tuple(optimizers))
+    return [np.asarray(raw).reshape(*rates.shape, *raw.shape[1:]) for raw in ended]

@@ -25,6 +25,7 @@ CLAIM = sim.Claim(
     assumes="the centred gallery does not span the whole space; after re-normalising, rows of equal norm",
     expected=("holds", "holds", "holds", "holds", "holds", "holds if", "holds"),
 )
+PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
     "Left: decisions that change when the gallery moves by α g', under the same noise draws (float64; linear below 1). "
     "Coloured: noise that closing cannot touch; all lie at exactly 0. Grey: independent row noise, and the near misses "

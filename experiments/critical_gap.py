@@ -69,7 +69,7 @@ class Config:
 
 
 QUICK = Config(
-    temperatures=(0.01, 0.1, 1.0), seeds=4, map_points=(5, 9), gap_ratios=(0.1, 0.5, 3.0),
+    temperatures=(0.01, 1.0), seeds=3, map_points=(5, 9), gap_ratios=(0.1, 0.5, 3.0),
     tower_temperatures=(0.07, 0.6), tower_width=64, tower_seeds=4, random_linear=((8, 8, 0.0),), random_width=128,
     random_steps=(0, 1, 4, 16, 32), random_angles=tuple(np.linspace(0.35, 1.1, 17).tolist()), random_draws=96,
     network_draws=24,

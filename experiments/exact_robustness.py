@@ -25,6 +25,7 @@ CLAIM = sim.Claim(
     assumes="independent N(0, σ²) noise on every coordinate of every gallery row; Euclidean nearest neighbour",
     expected=("holds", "holds", "holds", "holds", "holds", "holds if", "holds"),
 )
+PRECISION = "float32 draws, float64 predictions"
 CAPTION = (
     "(a) Probability that the nearest of K rows in d dimensions stays nearest, against the noise: exact (lines, nothing "
     "fitted) and measured, ± 4 standard errors (smaller than the marker; circles: noise on every coordinate, squares: "

@@ -356,6 +356,7 @@ def _draw_changes(paired, top, data, narrow):
         xlabel="closing α",
         ylabel="answers changed (%)",
         ylim=(-0.05 * most, 2.6 * most),
+        yticks=[0, 50, 100],
     )
     paired.legend(**narrow)
     places = np.arange(data.sizes["components"])

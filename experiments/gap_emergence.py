@@ -23,6 +23,7 @@ CLAIM = sim.Claim(
     assumes="small temperature, separated and tight start, pairs that can be matched",
     expected=("holds if", "holds if", "holds", "refuted", "holds"),
 )
+PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
     "Emergence of the gap during training (MLP towers, held-out pairs). From the left: gap norm; variance along the gap "
     "over the mean direction's (dashed: the same for a random mean of equal length, an exact null); variance along the "

@@ -32,11 +32,8 @@ CAPTION = (
     "sets in before the minimum. Right: rise in phase 2 at several scales, which coincide; black: r^{−2} through the last "
     "point; grey: r^{−1}. Bars, mostly smaller than the marker: ± 4 standard errors."
 )
-LOOSE, TIGHT, TIGHTEST = (
-    3.0,
-    1.001e-3,
-    1e-4,
-)  # r from which the law is good to 10 %; largest ε of asymptotic rows; one ε
+LOOSE = 3.0  # r from which the law is good to 10 %
+TIGHT, TIGHTEST = 1.001e-3, 1e-4  # largest ε of rows about a limit; one ε
 PREDICTED = ("law", "law_exchanged", "shortfall", "shortfall_without_rise", "leak", "end_time", "end_time_undriven")
 
 

@@ -23,6 +23,7 @@ CLAIM = sim.Claim(
     assumes="noise on the gallery rows, independent between rows; Euclidean nearest neighbour; queries from one modality",
     expected=("holds", "holds", "holds"),
 )
+PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
     "Robustness against closing. Lines: exact K-class probability, nothing fitted; points: measured, ± 4 standard "
     "errors over draws (mostly smaller than the marker). Grey: the near miss of counting the noise twice (2σ²), and noise "

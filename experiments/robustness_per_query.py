@@ -24,6 +24,7 @@ CLAIM = sim.Claim(
     assumes="independent Gaussian noise on the gallery rows; Euclidean nearest neighbour; moves orthogonal to the rows",
     expected=("holds", "holds", "holds", "holds", "holds", "holds", "holds if", "holds", "holds"),
 )
+PRECISION = "float32 draws, float64 predictions"
 CAPTION = (
     "(a) The density ratio f⁺/f falls with the noncentrality λ (lines: sum over the zeros of J_ν, ν = d/2 − 1; points: "
     "SciPy's densities; grey: zeros of J_{ν+1}). (b) Largest rise of a win probability when one h >= 0 is added to all "

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,17 +94,16 @@ def test_list_names_every_claim(capsys):
 
 
 def test_figures_redraws_the_same_bytes(tmp_path):
-    from simulator.store import save_dataset
-    from tests.theorems.common import quick_measurement
-
-    save_dataset(quick_measurement("clean_invariance")[0], tmp_path / "clean_invariance.nc")
+    shutil.copy(Path(__file__).parents[1] / "figures" / "clean_invariance.nc", tmp_path)
     assert main(["figures", "C5", "--out", str(tmp_path)]) == 0
     first = [(tmp_path / f"clean_invariance.{s}").read_bytes() for s in ("pdf", "png")]
     assert main(["figures", "C5", "--out", str(tmp_path)]) == 0
     assert first == [(tmp_path / f"clean_invariance.{s}").read_bytes() for s in ("pdf", "png")]
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"], ["sweep"], ["bench"]]
+)
 def test_help_imports_nothing_heavy(command):
     """Neither JAX nor flax nor xarray: --help answers at once."""
     script = (

@@ -61,6 +61,7 @@ def test_float64_training_equals_a_plain_loop():
     assert np.abs(x[0] - np.asarray(other[0])).max() > 1e-4  # a temperature 1 % off is seen
 
 
+@pytest.mark.slow
 def test_float32_statistics_lie_within_the_seeds_scatter():
     experiment = sim.Experiment(**SMALL, loss=sim.InfoNCE(0.05))
     keys = jax.random.split(jax.random.key(0), 8)
@@ -73,6 +74,7 @@ def test_float32_statistics_lie_within_the_seeds_scatter():
     assert abs(np.mean(history["gap_norm"][:, -1]) - np.mean(gaps)) < error
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_slices_of_time_or_the_number_of_blocks(monkeypatch):
     experiment = sim.Experiment(**SMALL | dict(steps=60))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -87,6 +89,7 @@ def test_results_do_not_depend_on_the_slices_of_time_or_the_number_of_blocks(mon
         np.testing.assert_array_equal(left[:2], right)
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_no_bit():
     code = (
         "import sys, jax; jax.config.update('jax_num_cpu_devices', int(sys.argv[1]))\n"

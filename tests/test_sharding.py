@@ -82,6 +82,7 @@ def one_process(tmp_path_factory):
     return run(tmp_path_factory.mktemp("one"), 1)[0]
 
 
+@pytest.mark.slow
 def test_a_batch_over_four_devices_trains_as_on_one(one_process):
     """Values and gradients are compared inside the script; here a short training, in float64."""
     for shards in (2, 4):

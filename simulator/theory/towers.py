@@ -27,7 +27,7 @@ random towers start as free embeddings whose partner pulls ρ̄ times as hard.
 from the coupling ρ̄ to ρ₁ (`apparent_critical_angle`).
 
 Kernels of networks also mix outputs (`output_mixing`): along and across leak into one another, the across modes grow at
-any angle, and none of the above is exact. Width undoes it (`mixing_exponent`, `DRIFT_EXPONENT`). Float64 NumPy throughout.
+any angle, and none of the above is exact. Width undoes it (`mixing_exponent`, `DRIFT_EXPONENTS`). Float64 NumPy throughout.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def linearized_training(
     temperature: float,
     learning_rate: float,
     steps: int,
-    adam: bool = False,
+    adam_epsilon: float | None = None,
 ) -> np.ndarray:
     """Deviations of two towers after full-batch training, were their Jacobians to stay as they start.
 
@@ -116,7 +116,7 @@ def linearized_training(
     −n ∂L/∂(unit row) is the velocity of `tight_velocity`. Unit rows are o/‖o‖, which puts a tangential projection over
     ‖o‖ ≈ ‖μ‖ on either side: −∂L/∂o_i = δ_i, and u is the negative gradient of the parameters. Gradient descent has
     f(u) = u, so Θ = J Jᵀ; for a linear tower o = uW + b that is (U Uᵀ + 1) ⊗ I. Adam has its averages of u and u² in f
-    (β = .9 and .999, ε = 1e-8): at first f(u) = u/(|u| + ε), the sign of every entry that is not below ε.
+    (β = .9 and .999): at first f(u) = u/(|u| + ε), the sign of every entry that is not below ε.
 
     Args:
       jacobians: derivatives of the raw outputs by the parameters, x then y, [n, d, parameters] each.
@@ -127,20 +127,25 @@ def linearized_training(
       temperature: τ > 0, of cosine logits.
       learning_rate: η > 0.
       steps: number of steps >= 1.
-      adam: whether the optimiser is Adam, rather than gradient descent.
+      adam_epsilon: Adam's ε >= 0; None for gradient descent.
 
     Returns:
       z [2, n, m] after the steps.
 
     Raises:
-      ValueError: jacobians that are not [n, d, parameters]; norms or a learning rate that are not positive, steps < 1.
+      ValueError: jacobians that are not [n, d, parameters]; norms or a learning rate that are not positive, steps < 1, a
+        negative ε.
 
-    Assumes: clusters of scale ε ≪ τ, 1; full batches; means that stay, as they do to first order.
-    Error: O(ε/τ); and the drift of the Jacobians, none for linear towers (`DRIFT_EXPONENT`).
+    Assumes: clusters of scale ε ≪ τ, 1; full batches; means that turn by O(ε) at most, as they do: Σ_i δ_i = 0, so a free
+      gap turns by O(ε²), but a kernel that is not constant on the samples passes Σ_ij Θ_ij δ_j = O(ε) on to the means.
+    Error: O(ε/τ) relative, with Adam while no entry of u is that close to 0; and the drift of the Jacobians, none for
+      linear towers (`DRIFT_EXPONENTS`).
     Source: derived here (theory.md C2; tangent kernel: Jacot et al. 2018; Adam: Kingma & Ba 2015).
     """
     require_number("learning_rate", learning_rate, above=0.0)
     require_integer("steps", steps)
+    if adam_epsilon is not None and not adam_epsilon >= 0:
+        raise ValueError(f"adam_epsilon is {adam_epsilon!r}; it must be >= 0, or None for gradient descent")
     z = np.array(deviations, float)
     flat = []
     for name, jacobian, norm, frame in zip("xy", jacobians, norms, frames, strict=True):
@@ -149,18 +154,18 @@ def linearized_training(
             expected = f"[{z.shape[1]}, {len(frame)}, parameters]"
             raise ValueError(f"jacobian_{name} has shape {np.shape(jacobian)}; expected {expected}")
         flat.append(np.asarray(jacobian, float).reshape(z.shape[1] * len(frame), -1))
-    kernels = None if adam else [rows @ rows.T for rows in flat]
+    kernels = None if adam_epsilon is not None else [rows @ rows.T for rows in flat]
     averages = [[0.0, 0.0], [0.0, 0.0]]
     for step in range(1, steps + 1):
         velocity = tight_velocity(z, angle=angle, temperature=temperature)
         for i, (norm, frame) in enumerate(zip(norms, frames, strict=True)):
             pull = (velocity[i] @ frame.T).ravel() / (z.shape[1] * norm)
-            if adam:
+            if adam_epsilon is not None:
                 gradient = flat[i].T @ pull
                 first, second = averages[i]
                 first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
                 averages[i] = [first, second]
-                moved = flat[i] @ (first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8))
+                moved = flat[i] @ (first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + adam_epsilon))
             else:
                 moved = kernels[i] @ pull
             moved = moved.reshape(-1, len(frame)) @ frame
@@ -217,7 +222,8 @@ def apparent_critical_angle(
     Raises:
       ValueError: matrices of different shape, steps that do not increase, a rate or temperature <= 0.
 
-    Assumes: tight clusters; full batches; kernels that do not mix outputs; p and q independent at the start.
+    Assumes: tight clusters; full batches; kernels that do not mix outputs; p and q independent at the start; steps at whose
+      end the slowest mode is still far above rounding.
     Error: O(ε/τ).
     Source: derived here.
     """
@@ -324,20 +330,25 @@ def mixing_exponent(depth: int) -> float:
       ValueError: a depth below 1.
 
     Assumes: weights of variance 1/fan-in, equal learning rate for all layers, random start.
-    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part.
+    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part. With two the
+      next is not derived; it steepens the fall at widths of a few hundred.
     Source: derived here.
     """
     require_integer("depth", depth)
     return -1.5 if depth == 1 else -0.5
 
 
-# Exponent of the width w with which the error of `linearized_training` falls, for one hidden layer and a change of the
-# deviations of order 1. Such a change takes a (rate)·δ of order 1/w, by which an output weight V_j moves as h_j/w and an
-# activation h_j as V_j (x·x')/w. Their product changes the outputs at second order by (x·x'/w²) Σ_j h_j h_j' V_j, where the
-# sum, of w terms of order w^−½ and random sign, is of order 1. The kernel, of order w, changes by 2 Σ_j h_j Δh_j in the
-# part of the output layer and by 2 Σ_j V_j ΔV_j in that of the hidden layer, of order 1/w both. Units that cross the kink
-# of a ReLU add w^−9/4. With more layers the kinks matter (w^−3/4 against w^−1), and no law is claimed.
-DRIFT_EXPONENT = -2.0
+# Exponents of the width w in the error of `linearized_training` after one step over the square of the learning rate η, for
+# one smooth hidden layer: (gradient descent, Adam). In raw outputs the error is of second order, Σ_j ΔV_j Δh_j, V_j the
+# output weights of unit j and h_j its activation. For gradient descent ΔV_j = η Σ δ h_j and Δh_j = η Σ (V_j·δ)(x·x') h', and
+# Σ_j h_j V_j has w terms of order w^−½ and random sign: it is of order 1. Adam moves every weight by η, so ΔV_j and Δh_j are
+# of order η; the sign of Δh_j is that of V_j, random, and the sum is of order w^½. Curvature, ½ Σ_j V_j h'' (Δ)², adds w^−1
+# and 1. The change itself is w times η, by the output layer alone: for a change of given share r, η ∝ r/w, and the error
+# over the change is ∝ r w^−2 and r w^−3/2.
+# The kinks of ReLUs: of n w activations a share Δh crosses, each adding V_j Δh: n r w^−½ crossings of order η/w for gradient
+# descent, n r of order η w^−½ for Adam. Where there are any they exceed the rest by a factor of order 1/r; they scatter more
+# than they shift the exponents. In later steps Adam's gradients near 0 amplify the drift: no law is claimed.
+DRIFT_EXPONENTS = (0.0, 0.5)
 
 
 def _centred(**named) -> list[np.ndarray]:
