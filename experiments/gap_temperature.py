@@ -26,6 +26,7 @@ CLAIM = sim.Claim(
     assumes="equal numbers of steps at every temperature; at small ones the gap is still closing when training stops",
     expected=("holds",) * 5,
 )
+PRECISION = "float32 training"
 CAPTION = (
     "Gap (top) and retrieval (bottom) after equally long training at each temperature: towers as initialised, two cones "
     "at 90°, and the pair trained from these cones at the smallest temperature, trained on. Faint: earlier steps. Grey: "

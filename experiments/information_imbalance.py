@@ -22,6 +22,7 @@ CLAIM = sim.Claim(
     assumes="a temperature that is learned, as in CLIP, and a start in two cones; equally many steps",
     expected=("holds if", "holds", "holds", "refuted"),
 )
+PRECISION = "float32 training"
 CAPTION = (
     "Against the standard deviation of what only the queries see (1 is that of a shared latent): gap, relative gap, learned "
     "or fixed temperature and recall@1 after training. Grey: labels shuffled within seeds (control). Last panel: what the "

@@ -29,6 +29,7 @@ CLAIM = sim.Claim(
     assumes="exact rows: every wrong partner is equally likely; towers: small temperature, equally many steps",
     expected=("holds", "holds", "holds", "holds", "holds if", "holds", "holds"),
 )
+PRECISION = "float64 exact part and flows, float32 towers"
 CAPTION = (
     "Top left: gap of least loss among parallel modalities against the share of wrong pairs (lines: predicted, circles: "
     "minimised, grey: the near miss of n partners for n − 1). Top right: free embeddings under the same pairing from "

@@ -23,6 +23,7 @@ CLAIM = sim.Claim(
     assumes="ReLU towers, small temperature, equally many steps; the gap is still moving when training stops",
     expected=("holds if", "holds", "holds", "holds"),
 )
+PRECISION = "float32 training"
 CAPTION = (
     "Two towers on the same observations. Left: the gap along training at the smallest batch and the largest dimension, "
     "without cones at a small and a large temperature, and from two cones. Middle and right: the gap at the end without "

@@ -24,6 +24,7 @@ CLAIM = sim.Claim(
     assumes="unit rows, cosine similarity; a margin m > 0: at m = 0 the loss stays above zero",
     expected=("holds", "holds", "holds", "refuted", "holds"),
 )
+PRECISION = "float32 training, float64 losses, margins and separators"
 CAPTION = (
     "Left: least sigmoid loss over temperature and bias against the margin of the rows (smaller losses at 1e-5; rows between a constellation and "
     "random rows); dashed: ln 2/n, below which only constellations lie; grey: rows that satisfy the near miss, every "
