@@ -70,7 +70,7 @@ class Config:
 
 QUICK = Config(
     flow_seeds=3,
-    flow_time=30.0,
+    flow_time=36.0,
     shares=(0.0, 0.1, 0.4),
     swapping=(0.01, 0.5),
     final_temperatures=(0.1, 0.4),
