@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
+
+from experiments._own_embeddings import Close, Diagnose, run_close, run_diagnose, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,38 +67,6 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnose:
-    """Measure the gap between two arrays of embeddings.
-
-    Example: gapsim diagnose texts.npy images.npy --paired --normalize
-    """
-
-    gallery: Positional[Path]
-    """Gallery embeddings [K, d] (texts, class prompts): .npy, .npz, .safetensors or .parquet; FILE:NAME for an array
-    inside a file."""
-    queries: Positional[Path]
-    """Query embeddings [n, d] (images), likewise; read by blocks, so they may be larger than memory."""
-    paired: bool = False
-    """Row i of the gallery pairs with row i of the queries (equal row counts never imply it)."""
-    labels: Path | None = None
-    """Right gallery row of each query: whole numbers in one of these formats, or a text file with one per line."""
-    normalize: bool = False
-    """Scale all rows to unit length first."""
-    temperature: float | None = None
-    """Temperature of the model, for the marginal errors."""
-    sigma: float | None = None
-    """Noise per coordinate on the gallery rows: predict robustness with the gap open and closed."""
-    subset: int = 5000
-    """Random rows for what takes all pairs of rows; everything else is exact, and the output says which is which."""
-    seed: int = 0
-    """Of the random rows."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
-    page: Path | None = None
-    """Also draw one page: FILE.pdf, and FILE.png beside it."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Sweep:
     """Train every point of a grid, in chunks that survive Ctrl-C and a kill; the same command continues.
 
@@ -145,6 +114,7 @@ Command = (
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Close, tyro.conf.subcommand("close")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
@@ -225,7 +195,7 @@ def _verify(command: Verify) -> int:
         rows += _ledger.judge(stem, data, seconds)
     print(_ledger.ledger_table(rows))
     if command.json is not None:
-        _write_json(command.json, rows)
+        write_json(command.json, rows)
     good = all(map(_ledger.as_expected, rows))
     print("every verdict is as expected and every control is rejected" if good else "NOT as expected")
     return 0 if good else 1
@@ -253,35 +223,6 @@ def _figures(command: Figures) -> int:
         data = load_dataset(command.out / f"{stem}.nc")
         for path in save_figure(_ledger.load(stem).draw, data, command.out / stem):
             print(path)
-    return 0
-
-
-def _diagnose(command: Diagnose) -> int:
-    from experiments import _diagnose, _page
-    from simulator.store import require_writable
-
-    if command.page is not None and command.page.suffix != ".pdf":
-        raise ValueError(f"--page is {command.page}; name a file that ends in .pdf (a .png appears beside it)")
-    outputs = [command.json, command.page, command.page and command.page.with_suffix(".png")]
-    for path in filter(None, outputs):
-        if path.exists() and any(
-            given.exists() and path.samefile(given) for given in (command.gallery, command.queries)
-        ):
-            raise ValueError(f"{path} is an input; name another file for the output")
-        require_writable(path)
-    result = _diagnose.diagnose(
-        command.gallery, command.queries, paired=command.paired, labels=command.labels, normalize=command.normalize,
-        temperature=command.temperature, sigma=command.sigma, subset=command.subset, seed=command.seed, progress=True,
-    )  # fmt: skip
-    for words in result["warnings"]:
-        print(f"gapsim: warning: {words}", file=sys.stderr)
-    print(_page.render(result))
-    if command.json is not None:
-        _write_json(command.json, result)
-    if command.page is not None:
-        from experiments._figures import save_figure
-
-        save_figure(_page.draw, result, command.page.with_suffix(""))
     return 0
 
 
@@ -339,15 +280,8 @@ def _bench(command: Bench) -> int:
     rows = _bench.run(quick=command.quick, rounds=command.rounds, out=command.out)
     print(_bench.render(rows))
     if command.json is not None:
-        _write_json(command.json, rows)
+        write_json(command.json, rows)
     return 0
-
-
-def _write_json(path: Path, value) -> None:
-    from simulator.store import whole_file
-
-    with whole_file(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 _COMMANDS = {
@@ -355,7 +289,8 @@ _COMMANDS = {
     Verify: _verify,
     List: _list,
     Figures: _figures,
-    Diagnose: _diagnose,
+    Diagnose: run_diagnose,
+    Close: run_close,
     Sweep: _sweep,
     Bench: _bench,
 }

@@ -30,7 +30,7 @@ NOT_ALWAYS = ("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "marginal_
 
 
 @dataclasses.dataclass(frozen=True)
-class _Modality:
+class Modality:
     """A file of rows, whether they are scaled to unit length, and its name in progress bars."""
 
     file: Embeddings
@@ -81,8 +81,8 @@ def diagnose(
     for name, value in (("temperature", temperature), ("sigma", sigma)):
         if value is not None:
             require_number(name, value, above=0.0)
-    x, y = (_Modality(Embeddings(path), normalize, progress) for path in (gallery, queries))
-    _require_match(x.file, y.file, paired)
+    x, y = (Modality(Embeddings(path), normalize, progress) for path in (gallery, queries))
+    require_match(x.file, y.file, paired)
     truth = None
     if labels is not None:
         truth = require_labels(load_labels(labels), num_queries=len(y.file), num_classes=len(x.file))
@@ -125,7 +125,7 @@ def diagnose(
     return result | dict(summary=_page.summary(result), curves=curves)
 
 
-def _require_match(x: Embeddings, y: Embeddings, paired: bool):
+def require_match(x: Embeddings, y: Embeddings, paired: bool):
     for file in (x, y):
         if len(file) < 2:
             raise ValueError(f"{file} has 1 row; a gap between two clouds needs at least 2 rows of each")
@@ -158,7 +158,7 @@ def _keep(blocks: Iterable[np.ndarray], chosen: np.ndarray, kept: list[np.ndarra
         yield block
 
 
-def _fit_closer(x: _Modality, about_x, about_y) -> tuple[sim.GapCloser, int]:
+def _fit_closer(x: Modality, about_x, about_y) -> tuple[sim.GapCloser, int]:
     """The exact complement, and the rank of the centred gallery, without holding more than 2d rows."""
     dimensions = x.file.shape[1]
     if about_x.count <= dimensions:
@@ -174,7 +174,7 @@ def _fit_closer(x: _Modality, about_x, about_y) -> tuple[sim.GapCloser, int]:
     return sim.GapCloser().fit(rows, about_y.mean[None, :]), len(principal_directions(rows))
 
 
-def _spread(x: _Modality, y: _Modality, about_x, about_y, closer) -> tuple[dict[str, Any], dict[str, Any]]:
+def _spread(x: Modality, y: Modality, about_x, about_y, closer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The gap, what varies along it, and how far each query is from its best α."""
     gap = about_y.mean - about_x.mean
     gap_norm = float(np.linalg.norm(gap))
@@ -221,7 +221,7 @@ def _spread(x: _Modality, y: _Modality, about_x, about_y, closer) -> tuple[dict[
     return values, curves
 
 
-def _decisions(result, sampled, x: _Modality, y: _Modality, truth, some_x, some_y, is_small: bool):
+def _decisions(result, sampled, x: Modality, y: Modality, truth, some_x, some_y, is_small: bool):
     """Retrieval of partners by cosine and of labels by distance; of all rows, or of random ones among all."""
     tile = dict(rows=TILE)
     if result["paired"]:
@@ -272,7 +272,7 @@ def _marginals(result, sampled, x, y, some_x, some_y, temperature: float, is_sma
         sampled[name]["batches"] = MARGINAL_BATCHES
 
 
-def _robustness(result, sampled, x: _Modality, asked, total: int, closer, sigma: float) -> dict[str, Any]:
+def _robustness(result, sampled, x: Modality, asked, total: int, closer, sigma: float) -> dict[str, Any]:
     """The exact robustness of some queries with the gap open and closed."""
     from tqdm import tqdm
 

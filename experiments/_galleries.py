@@ -102,3 +102,24 @@ def random_classes(num_classes: int, dimensions: int, num_queries: int, seed: in
     gap = rows.T @ rng.normal(size=num_classes) / num_classes**0.5 + rng.normal(size=dimensions) / dimensions**0.5
     noise = rng.normal(size=(num_queries, dimensions)) / dimensions**0.5
     return rows, 0.5 * rows[labels] + 0.5 * noise + gap[None, :], labels
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows divided by their lengths, in float64."""
+    rows = np.asarray(rows, float)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def two_spectra(num_classes: int, dimensions: int, num_queries: int, seed: int):
+    """An untrained gallery of full rank whose two modalities vary in different directions: power-law spectra in
+    independent bases, means about as long as the deviations, unit rows, small margins. Returns gallery, queries,
+    labels, in float64."""
+    rng = np.random.default_rng(seed)
+    spread = np.arange(1, dimensions + 1) ** -0.75
+    spread /= np.linalg.norm(spread)
+    bases = [np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0] for _ in range(2)]
+    means = rng.normal(size=(2, 1, dimensions)) / dimensions**0.5
+    labels = rng.integers(0, num_classes, size=num_queries)
+    gallery = rng.normal(size=(num_classes, dimensions)) * spread[None, :] @ bases[0]
+    queries = 0.4 * gallery[labels] + rng.normal(size=(num_queries, dimensions)) * spread[None, :] @ bases[1]
+    return unit_rows(gallery + means[0]), unit_rows(queries + means[1]), labels

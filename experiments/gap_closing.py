@@ -351,13 +351,8 @@ def _draw_changes(paired, top, data, narrow):
     for kind, style in zip(NEAR_MISSES, ("-", "--", ":"), strict=True):
         paired.plot(data.alpha, share.sel(noise=kind), style, color=grey, label=kind)
     most = float(share.max())
-    paired.set(
-        title="(d) under the same noise",
-        xlabel="closing α",
-        ylabel="answers changed (%)",
-        ylim=(-0.05 * most, 2.6 * most),
-        yticks=[0, 50, 100],
-    )
+    paired.set(title="(d) under the same noise", xlabel="closing α", ylabel="answers changed (%)")
+    paired.set(ylim=(-0.05 * most, 2.6 * most), yticks=[0, 50, 100])
     paired.legend(**narrow)
     places = np.arange(data.sizes["components"])
     for color, marker, style, i in zip(colors, "osD", ("-", "--", ":"), range(data.sizes["kind"]), strict=False):

@@ -48,9 +48,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(
-    data="synthetic", temperatures=(0.01, 0.05), angles=(0.0, np.pi / 2), seeds=8, num_pairs=2048, steps=2500
-)
+QUICK = Config(data="synthetic", temperatures=(0.01, 0.05), angles=(0.0, np.pi / 2), seeds=8, steps=1500, num_draws=100)
 
 
 def measure(config: Config, *, progress: bool = False):
@@ -137,7 +135,8 @@ def judge(data) -> list[sim.Row]:
     def compressed(temperature, angle, ratio="defect_ratio"):
         here = at(final, temperature, angle)
         worst = max(upper(here[f"{ratio}_{m}"] / here[f"null_defect_ratio_{m}"]) for m in "xy")
-        return sim.Check("absolute", 0.0, worst, 0.15 if source == "synthetic" else 0.6)
+        # No theory gives this number: "compressed" is taken to mean a quarter of the null; digits, which vary more, 0.6.
+        return sim.Check("absolute", 0.0, worst, 0.25 if source == "synthetic" else 0.6)
 
     def shrunk(when, limit, value):
         """Variance against its start, at the end or at its lowest."""

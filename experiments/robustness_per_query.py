@@ -202,10 +202,7 @@ def _queries(config: Config):
             query_measured=(("query_alpha", "query"), np.array([measured(a).per_query for a in alphas])),
             query_exact=(("query_alpha", "query"), np.array([exact(a) for a in alphas])),
             mirrored=(("query_alpha", "query"), np.array([exact(2 * closer.alpha_star_ - a) for a in alphas])),
-            mirrored_at_one=(
-                ("query_alpha", "query"),
-                np.array([exact(2 - a) for a in alphas]),
-            ),
+            mirrored_at_one=(("query_alpha", "query"), np.array([exact(2 - a) for a in alphas])),
             stretch=(("end", "share"), np.array([[e.mean for e in row] for row in stretches])),
             stretch_error=(("end", "share"), np.array([[e.standard_error for e in row] for row in stretches])),
             alpha_star=("query", closer.alpha_star_),

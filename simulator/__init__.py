@@ -9,8 +9,9 @@ from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.experiment import Experiment
 from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
+from simulator.index import Index
 from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
-from simulator.postprocess import GapCloser, Index
+from simulator.postprocess import GapCloser
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
 from simulator.sweep import load_sweep, sweep
 from simulator.theory.robustness import exact_robustness

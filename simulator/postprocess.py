@@ -1,101 +1,361 @@
-"""Closing the gap after training: move the gallery, keep every clean decision.
+"""Closing the gap after training: move the gallery or the queries, keep every clean decision.
 
 Float64 NumPy: an invariance of decisions is a statement about exact arithmetic.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, get_args
+import inspect
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from simulator import streaming
+from simulator.certificate import (
+    Certificate,
+    add_counts,
+    certify_cosine,
+    certify_decisions,
+    equal_rows,
+    nothing_to_move,
+    refusals,
+)
+from simulator.index import Index
+from simulator.theory.robustness import exact_robustness
+from simulator.theory.storage import optimal_centre, optimal_metric, second_moment, shrunk_moment
 from simulator.validation import require_integer, require_number, require_one_of, require_rows, require_same_width
 
-Rule = Literal["complement"]
+Rule = Literal["complement", "compensated", "centred", "soft", "optimal"]
+Centre = Literal["mean", "best"]
+SHIFTS = ("complement", "soft")  # rules that are a shift of the rows and nothing else
+PER_QUERY = ("complement", "centred")  # rules with a theorem for every query: theory.md N5, N6
+ALPHA_WORDS = ("best", "safe")
+GRID = 9  # values of α tried before the best one is refined
+ROBUSTNESS_QUERIES = 256  # random ones for exact robustness: Euclid takes up to a third of a second each at K = 1,000
+BLOCK_SCORES = 1 << 21  # scores of a block of queries: 16 MB
 
 
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """What a search engine needs: query q is answered by scoring (q − centre) against `rows` with `scoring`, and
-    adding `bias` as in `simulator.robustness.scores`.
+class Curve(NamedTuple):
+    """Exact mean robustness over the fitted queries (at most 256 random ones) at each α tried, in rising order of α."""
 
-    rows: [K, d]; bias: [K]; centre: [d]; scoring: "sqeuclidean" or "dot".
-    """
-
-    rows: np.ndarray
-    bias: np.ndarray
-    centre: np.ndarray
-    scoring: str
+    alpha: np.ndarray
+    robustness: np.ndarray
 
 
 class GapCloser:
-    """Move a gallery towards the queries along the part of the gap that no gallery decision can see.
+    """Close the gap between a stored gallery and its queries, keeping the Euclidean nearest-neighbour decisions.
 
-    rule="complement": g' = g − V Vᵀ g with g = mean(queries) − mean(gallery) and V the leading `num_components`
-    principal directions of the gallery; rows move to x_k + α g'. With all components g' is orthogonal to the
-    gallery's centred span, every squared distance of a query moves by one constant, and no Euclidean
-    nearest-neighbour decision changes, whatever α; with fewer components decisions may change.
+    With g = m − μ_x, m = mean(queries), μ_x = mean(gallery), and α from 0 (leave) over 1 (close) to more (overshoot):
+      "complement"   rows x_k + α g', g' = g − V Vᵀ g, V the leading `num_components` principal directions of the gallery.
+                     With all of them no decision changes; a full-rank gallery leaves nothing to move.
+      "soft"         rows x_k + α v, v = (I + penalty·C d/tr C)⁻¹ g, C the gallery's covariance: between the raw gap
+                     (penalty 0) and the complement (∞). Decisions may change.
+      "compensated"  rows x_k + α g and one exact scalar −2α⟨g, x_k⟩ added to the squared distance: no decision changes,
+                     for any gallery.
+      "centred"      score ⟨y − α m, x_k⟩ + b_k, b_k = α⟨m, x_k⟩ − ½‖x_k‖² exact: no decision changes; noise on the rows
+                     counts by ‖y − α m‖. `num_components` exact scalars more per class keep the scores along the
+                     queries' leading principal directions. α = 0 is inner product with the clean norms kept.
+      "optimal"      rows A⁻ᵀ(x_k − α μ_x), queries A(y − α m), A = B^{α/2} with B the best metric for noise in proportion
+                     to the stored power, scaled to the power of the gallery as it was: no decision changes.
 
     Args:
-      rule: "complement".
-      num_components: number of principal directions kept still; None for all of them.
+      rule: one of the above.
+      num_components: "complement": directions kept still, None for all; "centred": exact scalars, None for 0.
+      alpha: how far `transform` and `index` close unless told otherwise. A number; "safe": min_y α*_y over the fitted
+        queries (0 at least), up to which every one of them gains; "best": the α with the highest exact mean
+        robustness at `sigma` among those tried (a grid, refined around its best point), see `curve_`.
+      sigma: noise per coordinate of the stored rows, for alpha="best" and centre="best".
+      penalty: of rule "soft", >= 0.
+      centre: "mean" query, or the "best" centre for the mean robustness at `sigma` (rule "centred").
+      shrinkage: of rule "optimal", 0 < shrinkage <= 1: both moments C become (1 − shrinkage) C + shrinkage tr(C)/d I, without
+        which queries that were not fitted lose.
 
     Attributes after `fit`:
-      gap_: g [d].
-      direction_: g' [d]; the zero vector when the centred gallery spans the whole space.
-      alpha_star_: [n], α*_y = ⟨y − μ_x, g'⟩/‖g'‖² for each query: robustness of that query rises on [0, α*_y] and
-        falls after; NaN when g' = 0.
+      gap_: g [d]. direction_: what α multiplies: g', v or g for the rows, m for the queries ("centred", "optimal").
+      alpha_: the number behind `alpha`. curve_: Curve for alpha="best", else None.
+      alpha_star_: [n], α at which each query is closest: ⟨y − μ_x, v⟩/‖v‖² for a shift v, ⟨y, m⟩/‖m‖² for "centred" (both
+        without the exact directions); the robustness of a query rises on [0, α*_y] and falls after for "complement"
+        and "centred". NaN where nothing moves, and for "optimal".
+      metric_: B [d, d] for "optimal", else None.
 
-    Source: Chowers et al. 2026, Sec. 4, Eq. 11; α*_y derived here: theory.md N5.
+    Source: "complement": Chowers et al. 2026, Sec. 4, Eq. 11; the others and α*_y derived here: theory.md N5–N7.
     """
 
-    def __init__(self, rule: Rule = "complement", num_components: int | None = None):
-        require_one_of("rule", rule, get_args(Rule))
-        if num_components is not None:
-            require_integer("num_components", num_components, least=0)
-        self.rule = rule
-        self.num_components = num_components
+    def __init__(
+        self, rule: Rule = "complement", num_components: int | None = None, alpha: float | str = 1.0, *,
+        sigma: float | None = None, penalty: float = 100.0, centre: Centre = "mean", shrinkage: float = 0.1,
+    ):  # fmt: skip
+        self.rule, self.num_components, self.alpha = rule, num_components, alpha
+        self.sigma, self.penalty, self.centre, self.shrinkage = sigma, penalty, centre, shrinkage
+        self._validate()
 
-    def fit(self, gallery: Any, queries: Any) -> GapCloser:
-        """Learn g and g' from a gallery [K, d] and queries [n, d]. Returns self."""
-        require_same_width(gallery, queries)
-        gallery, queries = np.asarray(gallery, float), np.asarray(queries, float)
-        mean = gallery.mean(axis=0)
-        self.gap_ = queries.mean(axis=0) - mean
-        axes = principal_directions(gallery)
+    def _validate(self):
+        rule, alpha = self.rule, self.alpha
+        require_one_of("rule", rule, get_args(Rule))
+        require_one_of("centre", self.centre, get_args(Centre))
+        require_number("penalty", self.penalty, least=0.0)
+        require_number("shrinkage", self.shrinkage, above=0.0, most=1.0)
+        if self.sigma is not None:
+            require_number("sigma", self.sigma, above=0.0)
+        if isinstance(alpha, str):
+            if alpha not in ALPHA_WORDS:
+                raise ValueError(f"alpha is {alpha!r}; it must be a number, 'best' or 'safe'")
+        else:
+            require_number("alpha", alpha)
         if self.num_components is not None:
-            axes = axes[: self.num_components]
-        direction = self.gap_ - axes.T @ (axes @ self.gap_)
-        direction -= axes.T @ (axes @ direction)  # once more, so that rounding leaves nothing along the axes
-        # What a full-rank gallery leaves of g is rounding alone.
-        is_empty = np.linalg.norm(direction) <= 1e-10 * np.linalg.norm(self.gap_)
-        self.direction_ = np.zeros_like(direction) if is_empty else direction
-        self._num_dimensions = gallery.shape[1]
-        squared = self.direction_ @ self.direction_
-        with np.errstate(invalid="ignore"):
-            self.alpha_star_ = (queries - mean[None, :]) @ self.direction_ / (squared if squared > 0 else np.nan)
+            require_integer("num_components", self.num_components, least=0)
+            if rule not in PER_QUERY:
+                raise ValueError(f"num_components is for the rules 'complement' and 'centred'; rule={rule!r} has none")
+        if alpha == "safe" and rule not in PER_QUERY:
+            raise ValueError(
+                f"alpha='safe' needs a theorem for every query, which rule={rule!r} lacks; give a number, or 'best' with sigma"
+            )
+        if self.centre == "best" and rule != "centred":
+            raise ValueError(f"centre='best' belongs to rule='centred'; the rule is {rule!r}")
+        if self.sigma is None and "best" in (alpha, self.centre):
+            raise ValueError("'best' depends on the noise; give sigma, its standard deviation per coordinate")
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name (scikit-learn's convention; there is nothing deeper)."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> GapCloser:
+        """Change constructor arguments by name; fit again to use them. Returns self."""
+        known = self.get_params()
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ValueError(f"GapCloser has no parameter {unknown[0]!r}; it has {', '.join(known)}")
+        type(self)(**known | params)  # nothing is set unless all of it is valid
+        for name, value in params.items():
+            setattr(self, name, value)
         return self
 
-    def transform(self, gallery: Any, alpha: float = 1.0) -> np.ndarray:
-        """The gallery moved by α g': α = 0 leaves it, 1 closes the gap along g', above 1 overshoots. [K, d], float64."""
+    def __repr__(self) -> str:
+        return f"GapCloser({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+    def fit(self, gallery: Any, queries: Any) -> GapCloser:
+        """Learn what to move.
+
+        Args:
+          gallery: [K, d].
+          queries: [n, d], or a function that yields them by blocks (`simulator.streaming.Source`), read a few times.
+
+        Returns:
+          self.
+
+        Raises:
+          ValueError: rows that are not finite numbers in one space, or "safe" where no α is safe.
+        """
+        gallery, source = _checked(gallery, queries)
+        about = streaming.moments(source())
+        self._num_rows, self._mean, centre = len(gallery), gallery.mean(axis=0), about.mean
+        self.gap_ = centre - self._mean
+        self._axes = self._rank = self.metric_ = self.curve_ = None
+        if self.rule == "centred" and self.num_components:
+            self._axes = _leading_axes(about.covariance, self.num_components)
+        some = None
+        if "best" in (self.alpha, self.centre):
+            some = streaming.random_rows(source, about.count, ROBUSTNESS_QUERIES)
+        if self.centre == "best":
+            centre = optimal_centre(gallery, some, sigma=self.sigma, axes=self._axes)
+        if self.rule == "optimal":
+            moments = second_moment(gallery, self._mean), about.covariance
+            self.metric_ = optimal_metric(*(shrunk_moment(moment, self.shrinkage) for moment in moments))
+            self._moment, self._power = moments[0], np.mean(np.sum(gallery**2, axis=1))
+            self._spectrum = np.linalg.eigh(self.metric_)
+        self.direction_ = centre if self.rule in ("centred", "optimal") else self._shift(gallery)
+        self.alpha_star_ = np.concatenate([self._alpha_star(block) for block in source()])
+        self.alpha_ = float("nan")
+        self.alpha_ = self._resolve_alpha(gallery, some)
+        return self
+
+    def _shift(self, gallery: np.ndarray) -> np.ndarray:
+        """What is added to the rows at α = 1."""
+        gap = self.gap_
+        if self.rule == "compensated":
+            return gap
+        if self.rule == "soft":
+            covariance = second_moment(gallery, self._mean)
+            mean_variance = np.trace(covariance) / len(gap)
+            if mean_variance == 0:
+                return gap
+            return np.linalg.solve(np.eye(len(gap)) + self.penalty * covariance / mean_variance, gap)
+        axes = principal_directions(gallery)
+        self._rank = len(axes)
+        if self.num_components is not None:
+            axes = axes[: self.num_components]
+        direction = gap - axes.T @ (axes @ gap)
+        direction -= axes.T @ (axes @ direction)  # once more, so that rounding leaves nothing along the axes
+        # What a full-rank gallery leaves of g is rounding alone.
+        return np.zeros_like(gap) if np.linalg.norm(direction) <= 1e-10 * np.linalg.norm(gap) else direction
+
+    def _alpha_star(self, queries: np.ndarray) -> np.ndarray:
+        """α at which each query is closest to the moved rows, or to the moved centre."""
+        if self.rule == "optimal":
+            return np.full(len(queries), np.nan)
+        if self.rule == "centred":
+            queries, direction = queries - _along(queries, self._axes), self.direction_
+            direction = direction - _along(direction[None, :], self._axes)[0]
+        else:
+            queries, direction = queries - self._mean[None, :], self.direction_
+        squared = direction @ direction
+        return queries @ direction / squared if squared > 0 else np.full(len(queries), np.nan)
+
+    def _resolve_alpha(self, gallery, some) -> float:
+        if not isinstance(self.alpha, str):
+            return float(self.alpha)
+        known = self.alpha_star_[np.isfinite(self.alpha_star_)]
+        if self.rule in SHIFTS and not self.direction_.any():
+            return 0.0
+        if self.alpha == "safe":
+            if self.rule == "complement" and not self._moves_nothing_apart(gallery):
+                raise ValueError(
+                    f"alpha='safe' needs a shift orthogonal to the whole gallery, and num_components={self.num_components} "
+                    f"keeps only the leading ones of its {self._rank} directions still; leave num_components out"
+                )
+            return float(max(known.min(), 0.0)) if known.size else 0.0
+        # With a theorem per query the maximiser lies between the smallest and the largest α*_y.
+        low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self.rule in PER_QUERY else (0.0, 2.0)
+        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=self.sigma).mean())  # noqa: E731
+        self.curve_ = _maximise(mean, low, high)
+        return float(self.curve_.alpha[np.argmax(self.curve_.robustness)])
+
+    def transform(self, gallery: Any, alpha: float | None = None) -> np.ndarray:
+        """The gallery [K, d] moved by α times `direction_`, in float64; α is the fitted one unless given.
+
+        Raises:
+          ValueError: a rule that is more than a shift of the rows (use `index`), or one that is not fitted.
+        """
+        if self.rule not in SHIFTS:
+            raise ValueError(
+                f"rule={self.rule!r} is more than a shift of the rows: it keeps exact scalars beside them; use "
+                "index(gallery, alpha), which holds rows and scalars"
+            )
+        gallery, alpha = self._require(gallery, alpha)
+        return gallery + alpha * self.direction_[None, :]
+
+    def index(self, gallery: Any, alpha: float | None = None) -> Index:
+        """The closed gallery [K, d] as an Index: what to store, what to keep exact, how to score a query."""
+        gallery, alpha = self._require(gallery, alpha)
+        nothing = np.zeros(gallery.shape[1])
+        if self.rule in (*SHIFTS, "compensated"):
+            rows, bias = gallery + alpha * self.direction_[None, :], np.zeros(len(gallery))
+            if self.rule == "compensated":
+                bias = -2 * alpha * gallery @ self.direction_
+            return Index(rows, bias, nothing, "sqeuclidean")
+        centre = alpha * self.direction_
+        bias = gallery @ centre - 0.5 * np.sum(gallery**2, axis=1)
+        if self.rule == "centred":
+            if self._axes is None:
+                return Index(gallery, bias, centre, "dot")
+            return Index(gallery, bias, centre, "dot", axes=self._axes, exact=gallery @ self._axes.T)
+        values, vectors = self._spectrum
+        root, inverse = ((vectors * values[None, :] ** power) @ vectors.T for power in (alpha / 2, -alpha / 2))
+        # Scaled so that the fitted rows, moved and mapped, have the mean power they had.
+        moved = self._moment + (1 - alpha) ** 2 * np.outer(self._mean, self._mean)
+        power = np.trace(inverse @ moved @ inverse)
+        scale = np.sqrt(self._power / power) if power > 0 else 1.0
+        rows = scale * (gallery - alpha * self._mean[None, :]) @ inverse
+        return Index(rows, bias, centre, "dot", query_map=root / scale)
+
+    def certificate(
+        self, gallery: Any, queries: Any, alpha: float | None = None, *, sigma: float | None = None
+    ) -> Certificate:
+        """What closing does to the decisions of this gallery on these queries, and what it does not promise.
+
+        Args:
+          gallery: [K, d], as it was.
+          queries: [n, d], or a function that yields them by blocks; the counts are over them, `safe_margin` holds for any.
+          alpha: as in `transform`.
+          sigma: noise per coordinate, for the exact robustness before and after; None for the constructor's.
+        """
+        gallery, alpha = self._require(gallery, alpha)
+        _, source = _checked(gallery, queries)
+        sigma = self.sigma if sigma is None else sigma
+        index, start, copies = self.index(gallery, alpha), self.index(gallery, 0.0), equal_rows(gallery)
+        is_shift = self.rule in SHIFTS
+        shift = alpha * self.direction_ if is_shift else None
+        is_exact = self.rule == "complement" and self._moves_nothing_apart(gallery) and self.direction_.any()
+
+        def count(block):
+            found = certify_decisions(gallery, block, index, shift=shift, copies=copies)
+            found |= dict(num_queries=len(block), rising=None, cosine_changed=None, cosine_changed_at_most=None)
+            if is_shift:
+                found |= certify_cosine(gallery, index.rows, block, copies)
+            if is_exact:
+                star = self._alpha_star(block)
+                found["rising"] = int(np.sum(np.abs(alpha - star) < np.abs(star)))
+            elif self.rule in ("centred", "optimal"):
+                noise = [np.linalg.norm(i.map_queries(block), axis=1) for i in (start, index)]
+                found["rising"] = int(np.sum(noise[1] < noise[0] * (1 - 1e-12)))
+            return found
+
+        counts = add_counts(map(count, source()))
+        exact = dict(robustness=None, robustness_closed=None, gain_error=None, robustness_queries=0, gaining=None)
+        if sigma is not None:
+            some = streaming.random_rows(source, counts["num_queries"], ROBUSTNESS_QUERIES)
+            before = exact_robustness(gallery, some, sigma=sigma)
+            after = index.robustness(some, sigma=sigma)
+            exact = dict(
+                robustness=float(before.mean()), robustness_closed=float(after.mean()), robustness_queries=len(some),
+                gain_error=streaming.mean_and_error(after - before, counts["num_queries"])[1],
+                gaining=int(np.sum(after > before + 1e-9)),
+            )  # fmt: skip
+        squared = self.gap_ @ self.gap_
+        reasons = [self.nothing_to_move()]
+        if reasons[0] is None:
+            safe = self.alpha_star_.min()
+            reasons = refusals(self.rule, alpha, gallery, index, is_shift=is_shift, is_exact=is_exact, safe_alpha=safe)
+        return Certificate(
+            rule=self.rule, alpha=alpha, num_rows=len(gallery), sigma=sigma, **counts, **exact, refusals=tuple(reasons),
+            gap_share=float(self.direction_ @ self.direction_ / squared) if is_shift and squared > 0 else None,
+        )  # fmt: skip
+
+    def _moves_nothing_apart(self, gallery: np.ndarray) -> bool:
+        """Whether the shift is orthogonal to the centred span of this gallery, up to rounding."""
+        scale = np.linalg.norm(gallery, axis=1).max() * np.linalg.norm(self.direction_)
+        return bool(np.ptp(gallery @ self.direction_) <= 1e-10 * scale)
+
+    def nothing_to_move(self) -> str | None:
+        """Why a rule that shifts the rows has nothing to move, in a sentence; None if it has."""
+        self._require_fitted()
+        if self.rule not in SHIFTS or self.direction_.any():
+            return None
+        return nothing_to_move(self._num_rows, self._rank, self.gap_)
+
+    def _require(self, gallery: Any, alpha: float | None) -> tuple[np.ndarray, float]:
+        """The gallery as float64 and the α to use, if all is in order."""
         self._require_fitted()
         require_rows("gallery", gallery)
-        require_number("alpha", alpha)
-        if np.shape(gallery)[1] != self._num_dimensions:
+        if np.shape(gallery)[1] != len(self.gap_):
             raise ValueError(
-                f"the gallery has {np.shape(gallery)[1]} dimensions and the closer was fitted in {self._num_dimensions}"
+                f"the gallery has {np.shape(gallery)[1]} dimensions and the closer was fitted in {len(self.gap_)}"
             )
-        return np.asarray(gallery, float) + alpha * self.direction_[None, :]
-
-    def index(self, gallery: Any, alpha: float = 1.0) -> Index:
-        """The moved gallery as an Index: Euclidean scoring, no bias, centre 0."""
-        rows = self.transform(gallery, alpha)
-        return Index(rows, np.zeros(len(rows)), np.zeros(rows.shape[1]), "sqeuclidean")
+        if alpha is None:
+            alpha = self.alpha_
+        require_number("alpha", alpha)
+        return np.asarray(gallery, float), float(alpha)
 
     def _require_fitted(self):
-        if not hasattr(self, "direction_"):
+        if not hasattr(self, "alpha_star_"):
             raise ValueError("this GapCloser is not fitted; call fit(gallery, queries) first")
+
+
+def _checked(gallery: Any, queries: Any) -> tuple[np.ndarray, streaming.Source]:
+    """The gallery in float64, and the queries as blocks in float64 of the same width."""
+    require_rows("gallery", gallery)
+    gallery = np.asarray(gallery, float)
+    if not callable(queries):
+        require_same_width(gallery, queries)
+        rows, size = np.asarray(queries, float), max(1, BLOCK_SCORES // len(gallery))
+        return gallery, lambda: (rows[first : first + size] for first in range(0, len(rows), size))
+
+    def blocks():
+        for block in queries():
+            require_same_width(gallery, block)
+            yield np.asarray(block, float)
+
+    return gallery, blocks
 
 
 def principal_directions(gallery: np.ndarray) -> np.ndarray:
@@ -105,3 +365,33 @@ def principal_directions(gallery: np.ndarray) -> np.ndarray:
     # The scale of the rows, not of their deviations, sets the rounding of the centred rows.
     tolerance = max(gallery.shape) * np.finfo(float).eps * max(np.linalg.norm(gallery, axis=1).max(), 1e-300)
     return axes[singular > tolerance]
+
+
+def _along(rows: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
+    """The part of rows [n, d] along orthonormal axes [r, d]; 0 without axes."""
+    return np.zeros_like(rows) if axes is None else (rows @ axes.T) @ axes
+
+
+def _leading_axes(covariance: np.ndarray, num_components: int) -> np.ndarray:
+    """Orthonormal rows [r, d]: the leading principal directions, those without variance left out."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors.T[::-1][: min(num_components, int(np.sum(values > 1e-12 * values[-1])))]
+
+
+def _maximise(function, low: float, high: float) -> Curve:
+    """Every α tried on [low, high] with its value: a grid that holds 0, then golden steps around the best point."""
+    from scipy.optimize import minimize_scalar
+
+    tried = {float(a): function(float(a)) for a in {0.0, *np.linspace(low, high, GRID)}}
+
+    def negative(alpha):
+        tried[float(alpha)] = function(float(alpha))
+        return -tried[float(alpha)]
+
+    at = sorted(tried)
+    best = at.index(max(at, key=tried.get))
+    bracket = at[max(best - 1, 0)], at[min(best + 1, len(at) - 1)]
+    if bracket[1] - bracket[0] > 1e-9:
+        minimize_scalar(negative, bounds=bracket, method="bounded", options=dict(xatol=1e-4 * (high - low)))
+    at = np.array(sorted(tried))
+    return Curve(at, np.array([tried[a] for a in at]))

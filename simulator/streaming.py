@@ -17,6 +17,17 @@ from simulator.losses import Similarity
 Source = Callable[[], Iterator[np.ndarray]]
 
 
+def random_rows(source: Source, count: int, most: int, seed: int = 0) -> np.ndarray:
+    """At most `most` random ones of the `count` rows of a source, in order, [m, d]; all of them if there are no more."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
+    kept, first = [], 0
+    for block in source():
+        at = np.searchsorted(chosen, (first, first + len(block)))
+        kept.append(block[chosen[at[0] : at[1]] - first])
+        first += len(block)
+    return np.concatenate(kept)
+
+
 class Moments(NamedTuple):
     """What one pass over the rows of a modality keeps.
 

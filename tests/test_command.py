@@ -102,7 +102,7 @@ def test_figures_redraws_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"], ["sweep"], ["bench"]]
+    "command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"], ["close"], ["sweep"], ["bench"]]
 )
 def test_help_imports_nothing_heavy(command):
     """Neither JAX nor flax nor xarray: --help answers at once."""

@@ -52,6 +52,8 @@ def test_arrows_point_down():
         "data",
         "encoders",
         "robustness",
+        "index",
+        "certificate",
         "postprocess",
         "experiment",
         "training",

@@ -75,3 +75,99 @@ def test_bad_input(arrays):
         closer.transform(gallery[:, :4])
     with pytest.raises(ValueError, match="alpha"):
         closer.transform(gallery, float("nan"))
+
+
+def test_parameters_by_name(arrays):
+    closer = sim.GapCloser("centred", num_components=2, alpha=0.5)
+    assert closer.get_params()["alpha"] == 0.5
+    assert sim.GapCloser(**closer.get_params()).get_params() == closer.get_params()
+    assert closer.set_params(rule="complement", num_components=None) is closer
+    assert (closer.rule, closer.num_components) == ("complement", None)
+    assert "rule='complement'" in repr(closer)
+    with pytest.raises(ValueError, match="no parameter 'speed'; it has rule"):
+        closer.set_params(speed=3)
+    with pytest.raises(ValueError, match="num_components"):
+        closer.set_params(rule="soft", num_components=3)
+    assert closer.rule == "complement"  # nothing is set unless all of it is valid
+    gallery, _ = arrays
+    np.testing.assert_allclose(closer.fit(*arrays).transform(gallery), gallery + 0.5 * closer.direction_)
+
+
+def test_the_soft_rule_lies_between_the_gap_and_the_complement(arrays):
+    gallery, queries = arrays
+    directions = [sim.GapCloser("soft", penalty=p).fit(gallery, queries).direction_ for p in (0.0, 3.0, 1e6)]
+    np.testing.assert_allclose(directions[0], queries.mean(0) - gallery.mean(0))
+    np.testing.assert_allclose(directions[2], sim.GapCloser().fit(gallery, queries).direction_, atol=1e-4)
+    covariance = np.cov(gallery.T, bias=True)
+    system = np.eye(10) + 3.0 * covariance / (np.trace(covariance) / 10)
+    np.testing.assert_allclose(system @ directions[1], directions[0])
+
+
+def test_the_safe_alpha_is_where_the_first_query_stops_gaining(rng):
+    gallery, queries = rng.normal(size=(6, 10)), 0.3 * rng.normal(size=(40, 10)) + 1.0
+    for rule in ("complement", "centred"):
+        closer = sim.GapCloser(rule, alpha="safe").fit(gallery, queries)
+        assert 0 < closer.alpha_ == closer.alpha_star_.min() < 1
+        rising = [closer.certificate(gallery, queries, a).rising for a in (closer.alpha_, 2.01 * closer.alpha_)]
+        assert rising[0] == 40 > rising[1]
+    # Queries on the far side leave nothing that is safe for all.
+    assert sim.GapCloser(alpha="safe").fit(gallery, np.concatenate([queries, -queries[:2]])).alpha_ == 0.0
+    with pytest.raises(ValueError, match="num_components=2 keeps only the leading ones of its 5"):
+        sim.GapCloser(num_components=2, alpha="safe").fit(gallery, queries)
+
+
+@pytest.mark.parametrize("options", [{}, dict(rule="centred"), dict(rule="compensated"), dict(num_components=2)])
+def test_the_best_alpha_beats_a_fine_grid(rng, options):
+    gallery, queries = rng.normal(size=(6, 10)), rng.normal(size=(15, 10)) + 0.7
+    closer = sim.GapCloser(**options, alpha="best", sigma=0.4).fit(gallery, queries)
+    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()  # noqa: E731
+    fine = np.linspace(closer.curve_.alpha[0], closer.curve_.alpha[-1], 60)
+    assert value(closer.alpha_) >= max(map(value, fine)) - 1e-9
+    assert value(closer.alpha_) == pytest.approx(closer.curve_.robustness.max())
+    assert 0.0 in closer.curve_.alpha
+    assert closer.certificate(gallery, queries).robustness_closed == pytest.approx(value(closer.alpha_))
+
+
+def test_a_rule_with_scalars_has_no_transform(arrays):
+    gallery, queries = arrays
+    for rule in ("compensated", "centred", "optimal"):
+        with pytest.raises(ValueError, match="use index"):
+            sim.GapCloser(rule).fit(gallery, queries).transform(gallery)
+
+
+def test_the_optimal_rule_solves_its_equation_at_equal_power(arrays):
+    """B C_y B = C_x for the shrunk moments; the rows keep the power that they had, whatever α."""
+    gallery, queries = arrays
+    closer = sim.GapCloser("optimal", shrinkage=0.3).fit(gallery, queries)
+    moments = [np.cov(rows.T, bias=True) for rows in (gallery, queries)]
+    x, y = (0.7 * m + 0.3 * np.trace(m) / 10 * np.eye(10) for m in moments)
+    np.testing.assert_allclose(closer.metric_ @ y @ closer.metric_, x, atol=1e-12)
+    for alpha in (0.0, 0.5, 1.0):
+        rows = closer.index(gallery, alpha).rows
+        assert np.mean(np.sum(rows**2, axis=1)) == pytest.approx(np.mean(np.sum(gallery**2, axis=1)))
+    start = closer.index(gallery, 0.0)  # the gallery as it was
+    np.testing.assert_allclose(start.rows, gallery, atol=1e-12)
+    np.testing.assert_allclose(start.map_queries(queries), queries, atol=1e-12)
+
+
+def test_bad_options():
+    for options, words in (
+        (dict(alpha="most"), "a number, 'best' or 'safe'"),
+        (dict(alpha="best"), "give sigma"),
+        (dict(rule="soft", alpha="safe"), "needs a theorem"),
+        (dict(rule="optimal", num_components=2), "num_components is for"),
+        (dict(centre="best", sigma=0.1), "belongs to rule='centred'"),
+        (dict(rule="soft", penalty=-1), "penalty"),
+        (dict(rule="optimal", shrinkage=0), "shrinkage"),
+        (dict(sigma=0), "sigma"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sim.GapCloser(**options)
+
+
+def test_queries_by_blocks_are_checked(arrays):
+    gallery, queries = arrays
+    with pytest.raises(ValueError, match="dimensions"):
+        sim.GapCloser().fit(gallery, lambda: iter([queries[:, :4]]))
+    with pytest.raises(ValueError, match="NaN"):
+        sim.GapCloser().fit(gallery, lambda: iter([queries, np.nan * queries]))

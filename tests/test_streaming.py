@@ -145,3 +145,14 @@ def test_triangular_factor_sees_what_the_covariance_loses(rng):
     assert np.linalg.svd(factor, compute_uv=False)[4] > 1e-9
     with jax.enable_x64(True):
         assert int(np.sum(np.asarray(geometry.principal_axes(about.covariance)[0]) > 0)) == 4
+
+
+def test_random_rows_are_distinct_in_order_and_reach_every_block(rng):
+    rows = np.arange(100.0)[:, None]
+    blocks = lambda: iter(np.array_split(rows, 7))  # noqa: E731
+    found = streaming.random_rows(blocks, 100, 40)[:, 0]
+    assert len(found) == 40
+    assert np.all(np.diff(found) > 0)
+    assert found.min() < 15 < 85 < found.max()
+    np.testing.assert_array_equal(streaming.random_rows(blocks, 100, 500), rows)
+    assert not np.array_equal(streaming.random_rows(blocks, 100, 40, seed=1)[:, 0], found)

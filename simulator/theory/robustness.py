@@ -64,7 +64,7 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
 
 def gaussian_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Legendre nodes z on [−8.5, 8.5] and weights for ∫ φ(z) · dz."""
-    nodes, weights = _legendre(num_nodes)
+    nodes, weights = legendre_nodes(num_nodes)
     z = LARGEST_Z * nodes
     return z, LARGEST_Z * weights * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
 
@@ -76,7 +76,8 @@ def num_nodes_for(num_classes: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def legendre_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss–Legendre nodes and weights on [−1, 1]."""
     return np.polynomial.legendre.leggauss(num_nodes)
 
 
@@ -102,7 +103,7 @@ def _stays_nearest(noncentralities: np.ndarray, bias: np.ndarray, dimensions: in
     best = int(np.argmin(noncentralities + bias))
     if noncentralities[best] > LARGEST_NONCENTRALITY:
         return _stays_nearest_in_the_limit(noncentralities, bias, dimensions, num_nodes)
-    nodes, weights = _legendre(num_nodes)
+    nodes, weights = legendre_nodes(num_nodes)
     centre = np.sqrt(noncentralities[best] + dimensions)
     reach = LARGEST_Z * np.sqrt(noncentralities[best] + dimensions / 2) / centre
     low, high = max(centre - reach, 0.0), centre + reach

@@ -1,0 +1,121 @@
+"""An index answers as the gallery it was made from, in every form it is exported in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import simulator as sim
+from experiments._galleries import nearest_rows, random_classes
+from simulator.robustness import nearest
+
+CASES = {
+    "complement": {},
+    "soft": dict(penalty=1e6),
+    "compensated": {},
+    "centred": {},
+    "centred, r = 3": dict(num_components=3),
+    "optimal": {},
+}
+
+
+@pytest.fixture
+def arrays():
+    gallery, queries, _ = random_classes(9, 14, 120, 4)
+    return gallery, queries
+
+
+def fitted(case, arrays, **options):
+    return sim.GapCloser(case.split(",")[0], **CASES[case] | options).fit(*arrays)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_export_answers_like_the_gallery(case, arrays, tmp_path):
+    gallery, queries = arrays
+    clean = nearest_rows(gallery, queries)
+    index = fitted(case, arrays).index(gallery)
+    np.testing.assert_array_equal(index.search(queries), clean)
+    np.testing.assert_array_equal(sim.Index.load(index.save(tmp_path / "i.npz")).search(queries), clean)
+    plain = index.inner_product()
+    np.testing.assert_array_equal((plain.map_queries(queries) @ plain.rows.T).argmax(axis=1), clean)
+    weights, bias = plain.rows @ plain.matrix.T, plain.rows @ plain.offset  # a linear layer
+    np.testing.assert_array_equal((queries @ weights.T + bias[None, :]).argmax(axis=1), clean)
+    with np.load(plain.save(tmp_path / "plain.npz")) as stored:
+        assert sorted(stored) == ["matrix", "offset", "rows"]
+        np.testing.assert_array_equal(stored["rows"], plain.rows)
+    # Control: without the exact scalar the answers are others.
+    if index.bias.any():
+        assert np.any(dataclasses.replace(index, bias=0 * index.bias).search(queries) != clean)
+    assert np.any((queries @ weights.T).argmax(axis=1) != clean)
+
+
+@pytest.mark.parametrize("case", ["compensated", "centred", "optimal"])
+def test_the_scalars_follow_the_conventions_of_scores(case, arrays):
+    """`simulator.robustness.nearest`, which measures robustness, answers the same from rows, bias and scoring."""
+    gallery, queries = arrays
+    index = fitted(case, arrays).index(gallery)
+    found = nearest(index.rows, index.map_queries(queries), scoring=index.scoring, bias=index.bias)
+    np.testing.assert_array_equal(found, nearest_rows(gallery, queries))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exact_robustness_is_what_is_measured(case, arrays, key):
+    gallery, queries = arrays[0], arrays[1][:40]
+    index = fitted(case, arrays).index(gallery)
+    plain, sigma = index.inner_product(), 0.1
+    exact = index.robustness(queries, sigma=sigma).mean()
+    options = dict(num_draws=3000, key=key)
+    if index.scoring == "sqeuclidean":
+        noise = sim.GaussianNoise(sigma)
+        estimate = sim.measured_robustness(index.rows, queries, noise=noise, bias=index.bias, **options)
+    else:  # noise on the d stored coordinates, none on the exact scalars
+        noise = sim.GaussianNoise(sigma, within=np.eye(plain.rows.shape[1])[: gallery.shape[1]])
+        asked = plain.map_queries(queries)
+        estimate = sim.measured_robustness(plain.rows, asked, noise=noise, scoring="dot", **options)
+    assert abs(estimate.mean - exact) < 4 * estimate.standard_error
+    control = index.robustness(queries, sigma=sigma * 2**0.5).mean()
+    assert abs(estimate.mean - control) > 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize("case", ["compensated", "centred, r = 3", "optimal"])
+def test_faiss_takes_the_plain_export(case, arrays):
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu is part of the extra `bench`")
+    gallery, queries = arrays
+    plain = fitted(case, arrays).index(gallery).inner_product()
+    flat = faiss.IndexFlatIP(plain.rows.shape[1])
+    flat.add(plain.rows.astype(np.float32))
+    found = flat.search(plain.map_queries(queries).astype(np.float32), 1)[1][:, 0]
+    np.testing.assert_array_equal(found, nearest_rows(gallery, queries))
+
+
+def test_search_by_blocks(arrays, monkeypatch):
+    gallery, queries = arrays
+    monkeypatch.setattr("simulator.index.LARGEST_BLOCK", 20)
+    np.testing.assert_array_equal(fitted("centred", arrays).index(gallery).search(queries), nearest_rows(*arrays))
+
+
+def test_a_file_that_is_no_index(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        sim.Index.load(tmp_path / "i.npz")
+    np.savez(tmp_path / "i.npz", rows=np.ones((3, 2)))
+    (tmp_path / "j.npz").write_bytes(b"PK\x03\x04 cut short")
+    np.savez(tmp_path / "k.npz", rows=np.ones((3, 2)), bias=np.ones(2), centre=np.ones(2), scoring=np.array("dot"))
+    for name in "ijk":
+        with pytest.raises(ValueError, match="is not an index that `gapsim close` or"):
+            sim.Index.load(tmp_path / f"{name}.npz")
+
+
+def test_fields_that_do_not_fit(arrays):
+    gallery, queries = arrays
+    index = fitted("centred, r = 3", arrays).index(gallery)
+    for changes, words in (
+        (dict(bias=np.ones(3)), r"bias has shape \(3,\)"),
+        (dict(centre=np.full(14, np.nan)), "centre"),
+        (dict(scoring="cosine"), "scoring"),
+        (dict(exact=None), "belong together"),
+        (dict(scoring="sqeuclidean"), "belong together"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(index, **changes)
+    with pytest.raises(ValueError, match="queries have 5 dimensions and the index 14"):
+        index.search(queries[:, :5])

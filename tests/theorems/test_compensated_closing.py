@@ -1,0 +1,129 @@
+"""N6; the negative control of each row is judged in check_claim."""
+
+import numpy as np
+import pytest
+
+import simulator as sim
+from experiments._galleries import nearest_rows, random_classes
+from simulator.theory.storage import centred_robustness, clean_scores, margin_robustness, margin_slope, optimal_centre
+from tests.theorems.common import check_claim, quick_measurement
+
+
+def test_claim(tmp_path):
+    check_claim("compensated_closing", tmp_path)
+
+
+@pytest.fixture
+def full_rank():
+    gallery, queries, _ = random_classes(30, 12, 200, 3)
+    return gallery, queries
+
+
+@pytest.mark.parametrize("shift_by", ["the gap", "anything"])
+def test_the_scalar_undoes_any_shift(full_rank, rng, shift_by):
+    """‖y − x_k − v‖² + b_k − ‖y − x_k‖² is one constant per query; control: a scalar without the 2."""
+    gallery, queries = full_rank
+    v = queries.mean(0) - gallery.mean(0) if shift_by == "the gap" else 10 * rng.normal(size=12)
+    squares = lambda rows: np.sum((queries[:, None, :] - rows[None, :, :]) ** 2, axis=2)  # noqa: E731
+    spread = {
+        factor: np.ptp(squares(gallery + v) + (factor * gallery @ v)[None, :] - squares(gallery), axis=1).max()
+        for factor in (-2, -1)
+    }
+    assert spread[-2] < 1e-10 < 0.1 < spread[-1]
+
+
+def test_margin_robustness_by_loops(rng):
+    """Against adaptive quadrature for two rivals and unequal noise; control: the mean noise for all."""
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    scores, noise = rng.normal(size=(3, 3)), rng.uniform(0.3, 1.5, size=(3, 3))
+    for s, n, found in zip(scores, noise, margin_robustness(scores, noise), strict=True):
+        j = s.argmax()
+        others = [k for k in range(3) if k != j]
+        expected = quad(
+            lambda t, s=s, n=n, j=j, others=others: norm.pdf(t, s[j], n[j])
+            * norm.cdf(t, s[others[0]], n[others[0]])
+            * norm.cdf(t, s[others[1]], n[others[1]]),
+            -20, 20, points=[s[j]], epsabs=1e-13, epsrel=1e-12, limit=400,
+        )[0]  # fmt: skip
+        assert abs(found - expected) < 1e-9
+    control = margin_robustness(scores, noise.mean(axis=1))
+    assert np.abs(control - margin_robustness(scores, noise)).max() > 1e-3
+
+
+def test_two_classes_have_the_textbook_value(rng):
+    from scipy.special import ndtr
+
+    gallery, queries = rng.normal(size=(2, 5)), rng.normal(size=(20, 5))
+    centre = queries.mean(axis=0)
+    gap = np.abs(np.diff(clean_scores(gallery, queries), axis=1))[:, 0]
+    found = centred_robustness(gallery, queries, sigma=0.4, centre=centre)
+    distance = np.linalg.norm(queries - centre, axis=1)
+    np.testing.assert_allclose(found, ndtr(gap / (0.4 * 2**0.5 * distance)), atol=1e-10)
+    control = ndtr(gap / (0.4 * distance))  # one noise instead of the difference of two
+    assert np.abs(found - control).max() > 0.01
+
+
+def test_the_slope_is_the_derivative(rng):
+    scores, noise = rng.normal(size=(6, 9)), rng.uniform(0.2, 2.0, size=6)
+    step = 1e-5
+    by_difference = (
+        margin_robustness(scores, noise * np.exp(step)) - margin_robustness(scores, noise * np.exp(-step))
+    ) / (2 * step)
+    found = margin_slope(scores, noise)
+    np.testing.assert_allclose(found, by_difference, atol=1e-8)
+    assert np.all(found < 0)
+
+
+def test_every_query_gains_until_its_own_closure_under_the_centred_rule(full_rank):
+    """Rises on [0, α*_y], symmetric about it; control: α* of the mean query, 1, is not everybody's."""
+    gallery, queries = full_rank
+    closer = sim.GapCloser("centred").fit(gallery, queries)
+    at = lambda alpha, i: closer.index(gallery, alpha).robustness(queries[i : i + 1], sigma=0.1)[0]  # noqa: E731
+    for i in range(5):
+        star = closer.alpha_star_[i]
+        values = [at(a, i) for a in np.linspace(0.0, star, 5)]
+        assert np.all(np.diff(values) > 0)
+        assert abs(at(star + 0.4, i) - at(star - 0.4, i)) < 1e-10
+        assert abs(at(1.4, i) - at(0.6, i)) > 1e-6
+    assert closer.alpha_star_.mean() == pytest.approx(1.0)
+
+
+def test_no_such_theorem_for_the_compensated_shift():
+    """A query nearly half-way between two rows can lose although the shift brings it nearer to both: less noise on the
+    nearest row alone lowers the chance that it stays nearest. So the certificate promises nothing there."""
+    gallery = np.array([[0.0, 1.0] + [0.0] * 6, [0.0, -1.0] + [0.0] * 6])
+    queries = np.array([[2.0, 1e-3] + [0.0] * 6])
+    # A shift along the rows' difference: the nearest row comes nearer by more.
+    v = np.array([0.2, -0.9] + [0.0] * 6)
+    before, after = (np.linalg.norm(queries[0] - gallery - t * v, axis=1) for t in (0.0, 1.0))
+    chances = [
+        sim.exact_robustness(gallery + t * v, queries, sigma=0.5, bias=-2 * t * gallery @ v)[0] for t in (0.0, 1.0)
+    ]
+    assert np.argmin(before) == 0
+    assert after.sum() < before.sum()
+    assert chances[1] < chances[0] - 1e-3
+
+
+def test_the_best_centre_is_the_weighted_mean_of_its_equation(full_rank):
+    gallery, queries = full_rank[0], full_rank[1][:60]
+    best = optimal_centre(gallery, queries, sigma=0.1)
+    distance = np.linalg.norm(queries - best, axis=1)
+    weights = -margin_slope(clean_scores(gallery, queries), 0.1 * distance) / distance**2
+    np.testing.assert_allclose(weights @ queries / weights.sum(), best, atol=1e-4)
+    control = -margin_slope(clean_scores(gallery, queries), 0.1 * distance) / distance  # −P'·ρ/ρ: one ρ forgotten
+    assert np.linalg.norm(control @ queries / control.sum() - best) > 1e-3
+
+
+def test_noise_on_the_scalars_takes_the_gain_away():
+    data = quick_measurement("compensated_closing")[0].sel(alpha=1.0)
+    assert float((data.exact_centred - data.noisy).min()) > 0.05
+    assert float((data.exact_noisy - data.noisy).max()) < 4 * float(data.noisy_error.max())
+
+
+def test_centred_and_inner_product_decisions_without_the_scalar_are_others(full_rank):
+    gallery, queries = full_rank
+    index = sim.GapCloser("centred").fit(gallery, queries).index(gallery)
+    np.testing.assert_array_equal(index.search(queries), nearest_rows(gallery, queries))
+    assert np.any((index.map_queries(queries) @ gallery.T).argmax(axis=1) != nearest_rows(gallery, queries))
