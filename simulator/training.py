@@ -263,7 +263,9 @@ def _start_from(params, state, experiment: Experiment):
     total = len(state["step"])
     pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)  # noqa: E731
     params = jax.tree.map(lambda leaf, old: pad(jnp.asarray(leaf), old.dtype), params, state["params"])
-    return state | dict(params=params, optimizer=jax.vmap(replica.make_optimizer(experiment).init)(params))
+    given = dict(params=params, optimizer=jax.vmap(replica.make_optimizer(experiment).init)(params))
+    # Laid out as the initial state is, so that the programs compiled for the one serve the other.
+    return state | jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), given, {k: state[k] for k in given})
 
 
 def evaluation_steps(steps: int, points: int) -> np.ndarray:
@@ -280,7 +282,7 @@ def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
         tower_key = jax.random.split(key, 6)[3]  # as in the start of a replica
         return replica.trained_params(experiment, replica.build_towers(experiment, jax.random.split(tower_key)))
 
-    return jax.vmap(one)(keys)
+    return jax.jit(jax.vmap(one))(keys)
 
 
 def _stop_on_nan(bad_step, loss, step, describe):

@@ -1,0 +1,171 @@
+"""P6: more information that only one modality has: a larger gap where the temperature is learned, not where it is fixed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+import simulator as sim
+from experiments import _figures
+from experiments._designs import KEPT, retrieval, train_points
+from experiments._trends import shuffled, spread, trend, unbiased_gap
+
+CLAIM = sim.Claim(
+    id="P6",
+    title="Information imbalance",
+    statement=(
+        "The more information one modality has that the other lacks, the larger the gap that training leaves, in norm and "
+        "relative to the distances of the rows; few coordinates of the embedding carry it."
+    ),
+    source="Schrodi et al. 2025, arXiv 2404.07983",
+    assumes="a temperature that is learned, as in CLIP, and a start in two cones; equally many steps",
+    expected=("holds if", "holds", "holds", "refuted"),
+)
+PRECISION = "float32 training"
+CAPTION = (
+    "Against the standard deviation of what only the queries see (1 is that of a shared latent): gap, relative gap, learned "
+    "or fixed temperature and recall@1 after training. Grey: labels shuffled within seeds (control). Last panel: what the "
+    "two largest coordinates hold of the squared gap, against a random direction (dashed). Bars: ± 2 standard errors "
+    "over seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
+)
+LARGEST = 2  # "few" coordinates
+SETTINGS = ("learned τ, two cones", "fixed τ, two cones", "fixed τ, no cone")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Scales of the private latents of the queries × {learned τ, fixed τ, fixed τ without cones} × seeds."""
+
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    seeds: int = 12
+    private_dim: int = 16
+    noise: float = 0.1
+    num_pairs: int = 2048
+    width: int = 48
+    embed_dim: int = 32
+    initial_temperature: float = 0.07
+    fixed_temperature: float = 0.02
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    steps: int = 1500
+    eval_pairs: int = 256
+    seed: int = 8
+
+
+QUICK = Config(scales=(0.0, 1.0, 4.0), seeds=8, steps=1000)
+
+
+def measure(config: Config, *, progress: bool = False):
+    """Final gap, relative gap, temperature, recall and the largest coordinates' share over (setting, seed, scale)."""
+    import xarray as xr
+
+    tower = sim.MLP(config.width, embed_dim=config.embed_dim)
+    experiment = sim.Experiment(
+        data=sim.LatentPairs(config.num_pairs, private_dim_y=config.private_dim, noise=config.noise),
+        encoder_x=tower,
+        encoder_y=tower,
+        start=sim.Cones(),
+        loss=sim.InfoNCE(sim.Learned(config.initial_temperature)),
+        learning_rate=config.learning_rate,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        eval_pairs=config.eval_pairs,
+        eval_points=2,
+    )
+    fixed = dataclasses.replace(experiment, loss=sim.InfoNCE(config.fixed_temperature))
+    many = len(config.scales)
+    # No cone: means of a hundredth of the spread, along one direction for both.
+    starts = {"start.angle": (np.pi / 2,) * many + (0.0,) * many, "start.tightness": (20.0,) * many + (0.01,) * many}
+    parts = []
+    for here, count in ((experiment, 1), (fixed, 2)):
+        points = {"data.private_scale_y": config.scales * count}
+        points |= {path: values[: many * count] for path, values in starts.items()}
+        found, _ = train_points(
+            here, points, seeds=config.seeds, seed=config.seed, keep=(*KEPT, "gap", "temperature"), progress=progress
+        )
+        squares = np.sort(found.gap.values**2, axis=-1)
+        values = dict(
+            gap=unbiased_gap(found), rmg=found.rmg, temperature=found.temperature, recall=retrieval(found),
+            largest=(found.gap_norm.dims, squares[..., -LARGEST:].sum(axis=-1) / squares.sum(axis=-1)),
+        )  # fmt: skip
+        found = xr.Dataset(values).isel(step=-1, drop=True)
+        parts += [found.isel(point=slice(i * many, (i + 1) * many)) for i in range(count)]
+    data = xr.concat(parts, xr.DataArray(list(SETTINGS), dims="setting", name="setting"))
+    data = data.rename(point="scale").assign_coords(scale=list(config.scales))
+    data.attrs = dict(embed_dim=config.embed_dim)
+    return data
+
+
+def judge(data) -> list[sim.Row]:
+    """Trends of the gap and the relative gap, and whether few coordinates carry it."""
+    data, scale = data.transpose("setting", "seed", "scale"), data.scale.values
+
+    def row(name, setting, what, **outside):
+        values = data[what].sel(setting=setting).values
+        return sim.Row(
+            f"{setting}: {name} rises with what only the queries see ({spread(values[:, 0])} at {scale[0]:g}, "
+            f"{spread(values[:, -1])} at {scale[-1]:g})",
+            trend(values, scale, +1),
+            trend(shuffled(values), scale, +1),
+            "labels shuffled within seeds",
+            **outside,
+        )
+
+    learned, fixed, plain = SETTINGS
+    temperature = data.temperature.sel(setting=learned)
+    other = data.gap.sel(setting=fixed)
+    condition = (
+        f"the temperature is learned (it ends at {spread(temperature[:, 0])} and {spread(temperature[:, -1])}): fixed, the "
+        f"gap goes from {spread(other[:, 0])} to {spread(other[:, -1])}"
+    )
+    share, d = data.largest.sel(setting=learned)[:, -1].values, data.attrs["embed_dim"]
+    random = random_shares(len(share), d, seed=0)
+    return [
+        row("gap", learned, "gap", outside=trend(other.values, scale, +1), condition=condition),
+        row("relative gap (RMG)", learned, "rmg"),
+        row("gap", plain, "gap"),
+        sim.Row(
+            f"{learned}: {LARGEST} of {d} coordinates carry most of the gap ({spread(share)} of G² at {scale[-1]:g}; of a "
+            f"random direction {random_shares(10_000, d, seed=1).mean():.3f})",
+            most(share),
+            most(random),
+            "random directions",
+        ),
+    ]
+
+
+def random_shares(count: int, dimensions: int, *, seed: int):
+    """What the largest coordinates hold of directions that are uniform on the sphere, [count]."""
+    squares = np.sort(np.random.default_rng(seed).normal(size=(count, dimensions)) ** 2, axis=1)
+    return squares[:, -LARGEST:].sum(axis=1) / squares.sum(axis=1)
+
+
+def most(shares) -> sim.Check:
+    """By how much the mean, with 4 standard errors in its favour, falls short of a half."""
+    upper = np.mean(shares) + 4 * np.std(shares, ddof=1) / len(shares) ** 0.5
+    return sim.Check("absolute", 0.0, max(0.0, 0.5 - float(upper)), 1e-3)
+
+
+def draw(data):
+    """Gap, relative gap, temperature, recall and the largest coordinates against the scale of the private latents."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 5, figsize=(_figures.TWO_COLUMNS, 2.3), layout="constrained")
+    data, scale = data.transpose("setting", "seed", "scale"), data.scale.values
+    labels = dict(gap="gap norm G", rmg="relative gap", temperature="temperature τ", recall="recall@1")
+    labels["largest"] = f"{LARGEST} coordinates"
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for setting, color in zip(SETTINGS, _figures.COLORS, strict=False):
+            values = data[name].sel(setting=setting).values
+            error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+            axis.errorbar(scale, values.mean(axis=0), error, color=color, marker="o", markersize=3, label=setting)
+        axis.set(title=label, ylim=(0, None), xlabel="private scale")
+    for axis, name in ((axes[0], "gap"), (axes[1], "rmg")):
+        mixed = shuffled(data[name].sel(setting=SETTINGS[0]).values).mean(axis=0)
+        axis.plot(scale, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="shuffled (control)")
+    null = random_shares(10_000, data.attrs["embed_dim"], seed=1).mean()
+    axes[4].axhline(null, color="black", linestyle="--", linewidth=0.8)
+    axes[4].set(ylim=(0, 1), ylabel="share of G²")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure

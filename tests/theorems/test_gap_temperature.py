@@ -1,0 +1,43 @@
+"""P3; the negative control of each row is judged in check_claim."""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import gap_temperature
+from experiments._trends import trend
+from tests.theorems.common import check_claim, quick_measurement
+
+
+def test_claim(tmp_path):
+    check_claim("gap_temperature", tmp_path)
+
+
+def test_phases_start_where_they_should():
+    """Scratch: the towers' own gap, the same at every temperature; cones: 90° apart; fine-tuning: where the coldest
+    run from the cones ended."""
+    data = quick_measurement("gap_temperature")[0].transpose("phase", "temperature", "seed", "step")
+    scratch, cones, tuned = (data.gap.sel(phase=phase) for phase in gap_temperature.PHASES)
+    np.testing.assert_allclose(scratch[:, :, 0], np.tile(scratch[0, :, 0], (data.sizes["temperature"], 1)), rtol=1e-5)
+    np.testing.assert_allclose(cones[:, :, 0], 2**0.5, rtol=0.02)
+    assert float(abs(scratch[0, :, 0] - 2**0.5).min()) > 0.05
+    coldest = int(np.argmin(data.temperature.values))
+    for i in range(data.sizes["temperature"]):
+        np.testing.assert_allclose(tuned[i, :, 0], cones[coldest, :, -1], rtol=1e-3)
+
+
+def test_the_trend_is_not_one_of_a_single_seed():
+    """Every half of the seeds shows it."""
+    data = quick_measurement("gap_temperature")[0].isel(step=-1).transpose("phase", "seed", "temperature")
+    for phase in gap_temperature.PHASES:
+        for half in (slice(0, None, 2), slice(1, None, 2)):
+            assert trend(data.gap.sel(phase=phase)[half], data.temperature.values, -1).error() < 1e-3
+
+
+def test_full_settings_are_larger():
+    quick, full = gap_temperature.QUICK, gap_temperature.Config()
+    assert full.seeds > quick.seeds
+    assert full.steps > quick.steps
+    assert set(quick.temperatures) <= set(full.temperatures)
+    shared = dict(temperatures=full.temperatures, seeds=full.seeds, steps=full.steps, eval_points=full.eval_points)
+    assert dataclasses.replace(quick, **shared) == full
