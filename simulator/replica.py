@@ -56,7 +56,7 @@ def start(experiment: Experiment, key):
     )
 
 
-initialise = engine.over_replicas(start, in_blocks=False)
+initialise = engine.over_replicas(start, in_blocks=False, runs_once=True)
 
 
 @functools.partial(engine.over_replicas, in_blocks=True)
