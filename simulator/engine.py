@@ -91,14 +91,22 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
 
 
 def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable) -> tuple[Layout, int]:
-    """The layout for `count` replicas, with no device left without a block, and the count padded to it."""
+    """The layout for `count` replicas, and the count padded to it: a block for every device that takes part; in one
+    process, these are no more than there are blocks."""
     if batch_shards > jax.device_count():
         raise ValueError(
             f"batch_shards is {batch_shards} and there are {jax.device_count()} devices; lower it, or set "
             "jax_num_cpu_devices before anything else"
         )
     blocks = -(-count // replicas_per_block)
-    groups = min(jax.device_count() // batch_shards, blocks)
+    groups = jax.device_count() // batch_shards
+    if jax.process_count() == 1:
+        groups = min(groups, blocks)
+    elif jax.device_count() % batch_shards:  # every process must hold a part of every array
+        raise ValueError(
+            f"batch_shards is {batch_shards} and {jax.process_count()} processes have {jax.device_count()} devices; it must "
+            "divide their number"
+        )
     padded = -(-blocks // groups) * groups * replicas_per_block
     return Layout(join, replicas_per_block, groups, batch_shards), padded
 
@@ -109,7 +117,13 @@ def fetch(tree: Any) -> Any:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(tree, tiled=True)
+    def gather(leaf):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        words = multihost_utils.process_allgather(jax.random.key_data(leaf), tiled=True)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(gather, tree)
 
 
 def spread(keys: jax.Array, layout: Layout) -> jax.Array:

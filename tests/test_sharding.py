@@ -92,9 +92,9 @@ def test_a_batch_over_four_devices_trains_as_on_one(one_process):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_of_two_devices_agree_with_one(one_process, tmp_path):
-    first, second = run(tmp_path, 2)
-    assert first == second
-    assert first["replicas"] == one_process["replicas"]  # to the bit
-    for name, value in one_process.items():
-        if name != "replicas":
-            assert first[name] == pytest.approx(value, rel=1e-9)
+    for found in run(tmp_path, 2):
+        assert found["replicas"] == one_process["replicas"]  # to the bit
+        for name, value in one_process.items():
+            # Gloo adds in another order in each process, so that a sum over devices has another last bit there.
+            if name != "replicas":
+                assert found[name] == pytest.approx(value, rel=1e-9 if name.startswith("training") else 1e-13)
