@@ -16,7 +16,7 @@ import simulator as sim
 from simulator import resume
 from simulator.sweep import sweep
 
-# Two groups (batch sizes) of 6 replicas, in chunks of 2 on one device.
+# Two groups (batch sizes) of 3 temperatures times the seeds, on one device.
 SCRIPT = """
 import sys, jax, numpy as np, simulator as sim
 experiment = sim.Experiment(
@@ -148,17 +148,18 @@ def test_a_size_that_is_swept_is_padded(experiment):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     """SIGKILL between the making of the store and its end, at least 20 times and 10 of them between the first and the last
     `done`; prints how many chunks were done at each."""
-    total = 2 * 3 * 10 // 2
-    finish(start(tmp_path, None, seeds=10, name="whole"))
-    finish(start(tmp_path, tmp_path / "timed", seeds=10, name="timed"))
-    whole = load(tmp_path, "whole")
-    assert_equal(load(tmp_path, "timed"), whole)
+    long = dict(seeds=40, steps=1000)
+    finish(start(tmp_path, None, name="whole", **long))
+    finish(start(tmp_path, tmp_path / "once", name="once", **long))
+    whole, total = load(tmp_path, "whole"), chunks_done(tmp_path / "once")
+    assert total >= 20
+    assert_equal(load(tmp_path, "once"), whole)
     rng = np.random.default_rng()
     counts, rounds, store = [], 0, tmp_path / "s0"
     while len(counts) < 20 or sum(0 < c < total for c in counts) < 10:
         assert len(counts) < 120, counts
         before = chunks_done(store)
-        process = start(tmp_path, store, seeds=10, name="killed")
+        process = start(tmp_path, store, name="killed", **long)
         # Wait until it works on the chunks, then a random moment of a few chunks' length.
         while process.poll() is None and chunks_done(store) == before and rng.random() > 0.003:
             time.sleep(0.05)
@@ -168,11 +169,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
         counts.append(chunks_done(store))
         if counts[-1] == total:
             rounds += 1
-            finish(start(tmp_path, store, seeds=10, name="resumed"))
+            finish(start(tmp_path, store, name="resumed", **long))
             assert_equal(load(tmp_path, "resumed"), whole)
             store = tmp_path / f"s{rounds}"
     print(f"killed {len(counts)} times; chunks done of {total} at each: {counts}")
-    finish(start(tmp_path, store, seeds=10, name="resumed"))
+    finish(start(tmp_path, store, name="resumed", **long))
     assert_equal(load(tmp_path, "resumed"), whole)
 
 
