@@ -1,5 +1,9 @@
 """The shared-exponential loss against the plain one that JAX differentiates: value, gradient, both paths, batches."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +119,24 @@ def test_blocks_never_build_the_matrix():
         return gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(64) < 0.15 * temporary(None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_blocks_keep_memory_linear_in_the_batch():
+    """Value and gradient at n = 65,536, whose logits alone would take 16 GiB, in less than 1 GiB beyond the inputs."""
+    script = """
+import resource, jax
+from simulator.losses import info_nce
+x, noise = jax.random.normal(jax.random.key(0), (2, 65_536, 64))
+y = jax.block_until_ready(x + 0.5 * noise)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+loss = lambda x, y: info_nce(x, y, temperature=0.05, block_size=256)
+value, slopes = jax.block_until_ready(jax.jit(jax.value_and_grad(loss, (0, 1)))(x, y))
+assert 0 < value < 1 and all(abs(slope).max() > 0 for slope in slopes)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2**20  # KiB
