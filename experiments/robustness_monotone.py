@@ -50,7 +50,7 @@ QUICK = Config(
     data="synthetic",
     sigmas=(0.1,),
     alphas=(0.0, 0.5, 1.0, 1.5, 2.0),
-    steps=1500,
+    steps=400,
     num_queries=32,
     num_draws=1000,
 )

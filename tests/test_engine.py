@@ -130,6 +130,7 @@ def test_layouts_leave_no_device_idle(monkeypatch):
     assert engine.block_size_from_memory(10**3, 8) == 2
 
 
+@pytest.mark.slow
 def test_calibration_measures_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(engine, "CANDIDATES", (1, 2))

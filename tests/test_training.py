@@ -56,6 +56,7 @@ def test_cones_have_their_angle_and_tightness(key, encoder, angle):
     assert spread**0.5 == pytest.approx(1 / 30.0, rel=0.35)
 
 
+@pytest.mark.slow
 def test_collapsed_and_isotropic_starts(key):
     ranks = {}
     for shape in ("network", "collapsed", "isotropic"):
@@ -91,6 +92,7 @@ def test_results_do_not_depend_on_the_number_of_replicas(key):
     assert np.abs(three.loss[1] - three.loss[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_fresh_stream_schedule_and_learned_temperature(key):
     stream = small(data=dataclasses.replace(SMALL.data, num_pairs=None))
     assert np.isfinite(sim.train(stream, key=key).history.loss).all()

@@ -36,6 +36,7 @@ def rows_of(params):
     return jnp.asarray(params["x"]["rows"][...]), jnp.asarray(params["y"]["rows"][...])
 
 
+@pytest.mark.slow
 def test_swapping_every_pair_changes_nothing_and_half_of_them_closes_the_gap(key):
     """The loss is the mean of both directions, so exchanging the sides altogether is a symmetry of it."""
     experiment = small(steps=300, dtype="float64")
@@ -85,6 +86,7 @@ def test_sigmoid_step_by_hand(key):
     assert float(run.history.loss[1]) < float(run.history.loss[0])
 
 
+@pytest.mark.slow
 def test_a_fixed_bias_stays_and_can_be_swept(key):
     data = sim.sweep(small(loss=sim.Sigmoid(0.2)), over={"loss.bias": [-10.0, 0.0]}, seeds=1, key=key)
     np.testing.assert_allclose(data.bias.isel(seed=0), np.repeat([[-10.0], [0.0]], data.sizes["step"], axis=1))
@@ -100,6 +102,7 @@ def test_start_from_given_parameters(key):
     assert float(abs(second.history.gap_norm[-1] - second.history.gap_norm[0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_start_of_a_sweep_from_given_parameters(key):
     keys = jnp.stack([jax.random.fold_in(key, s) for s in range(2)])
     history, state, *_ = train_replicas(SMALL, {}, keys)

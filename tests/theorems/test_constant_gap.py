@@ -15,6 +15,7 @@ from tests.theorems.common import check_claim, quick_measurement
 SMALL = Config(num_pairs=12, blocks=(3, 5, 7))
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("constant_gap", tmp_path)
 
@@ -78,6 +79,7 @@ def test_law_refuses_what_is_not_positive(rate, scale):
         predicted_log_closing(2.0, initial_scale=scale, rate=rate)
 
 
+@pytest.mark.slow
 def test_plain_descent_keeps_falling():
     gap = quick_measurement("constant_gap")[0].gap.sel(setting=constant_gap.SETTINGS[0]).transpose("seed", "step")
     assert np.all(np.diff(gap.values[:, -10:], axis=1) < 0)

@@ -3,16 +3,19 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from experiments import gap_temperature
 from experiments._trends import trend
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("gap_temperature", tmp_path)
 
 
+@pytest.mark.slow
 def test_phases_start_where_they_should():
     """Scratch: the towers' own gap, the same at every temperature; cones: 90° apart; fine-tuning: where the coldest
     run from the cones ended."""
@@ -26,6 +29,7 @@ def test_phases_start_where_they_should():
         np.testing.assert_allclose(tuned[i, :, 0], cones[coldest, :, -1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_trend_is_not_one_of_a_single_seed():
     """Every half of the seeds shows it."""
     data = quick_measurement("gap_temperature")[0].isel(step=-1).transpose("phase", "seed", "temperature")

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 import simulator as sim
 from experiments import information_imbalance
@@ -10,6 +11,7 @@ from experiments.information_imbalance import most, random_shares
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("information_imbalance", tmp_path)
 
@@ -32,6 +34,7 @@ def test_only_the_queries_see_the_private_latents(key):
     assert float(batches[1].y.var()) > 2 * float(batches[0].y.var())
 
 
+@pytest.mark.slow
 def test_temperature_is_learned_in_one_setting_only():
     data = quick_measurement("information_imbalance")[0]
     learned, *fixed = (data.temperature.sel(setting=name) for name in information_imbalance.SETTINGS)

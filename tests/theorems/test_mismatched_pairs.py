@@ -13,6 +13,7 @@ from simulator.theory.freezing import simplex_pairs
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("mismatched_pairs", tmp_path)
 
@@ -54,6 +55,7 @@ def test_shares_out_of_range(share):
         mismatch.predicted_least_loss(5, share)
 
 
+@pytest.mark.slow
 def test_remedies_keep_retrieval():
     """Neither swapping nor the schedule pays with retrieval of the right pairs: within 2 standard errors or above."""
     data = quick_measurement("mismatched_pairs")[0].isel(stage=-1)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import xarray as xr
 
 import simulator as sim
@@ -12,10 +13,12 @@ from simulator.losses import normalize_rows
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("same_data_gap", tmp_path)
 
 
+@pytest.mark.slow
 def test_starts_without_cones_and_with_two():
     data = quick_measurement("same_data_gap")[0].isel(step=0)
     plain, hot, cones = (data.widest_gap.sel(setting=name) for name in same_data_gap.SETTINGS)
@@ -54,6 +57,7 @@ def test_both_modalities_see_the_same_rows(key):
     np.testing.assert_array_equal(batch.x, batch.y)
 
 
+@pytest.mark.slow
 def test_given_starts_are_those_of_training():
     """Free tables, which cost little to compile: the start is the one that a replica draws."""
     table = sim.Table(4)

@@ -9,6 +9,7 @@ from simulator.theory.constellations import constellation_margin, predicted_marg
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("sigmoid_constellation", tmp_path)
 
@@ -82,6 +83,7 @@ def test_separates(rng):
     assert not separates(x, y)
 
 
+@pytest.mark.slow
 def test_every_run_reached_zero_loss():
     data = quick_measurement("sigmoid_constellation")[0]
     assert float(data.loss.max()) < np.log(2) / data.attrs["num_pairs"]

@@ -17,6 +17,7 @@ from simulator.theory.flows import critical_angle, mode_rates_sphere
 from tests.theorems.common import check_claim
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("tower_compression", tmp_path)
 
