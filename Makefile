@@ -10,10 +10,10 @@ run: install
 	$(BIN)/gapsim run
 
 test: install
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: install
-	$(BIN)/pytest -n 2 --dist worksteal --timeout 1200
+	$(BIN)/pytest -n 2 --dist loadfile --timeout 1200
 
 lint: install
 	$(BIN)/pip install --quiet ruff

@@ -48,7 +48,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(data="synthetic", temperatures=(0.01, 0.05), angles=(0.0, np.pi / 2), seeds=8, steps=1500, num_draws=100)
+QUICK = Config(data="synthetic", temperatures=(0.01, 0.05), angles=(0.0, np.pi / 2), seeds=8, steps=1200, num_draws=100)
 
 
 def measure(config: Config, *, progress: bool = False):

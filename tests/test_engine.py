@@ -50,6 +50,7 @@ def plain_loop(experiment: sim.Experiment, key):
     return replica.embed(params, experiment, state["held_out"])
 
 
+@pytest.mark.slow
 def test_float64_training_equals_a_plain_loop():
     experiment = sim.Experiment(**SMALL, dtype="float64", loss=sim.InfoNCE(0.05))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -162,6 +163,7 @@ def test_slices_cover_the_steps_once():
     assert evaluation_steps(1000, 5)[-1] == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="counts the memory maps of Linux")
 def test_programs_are_forgotten_before_they_fill_the_memory_maps(key):
     def maps():

@@ -16,6 +16,7 @@ from simulator.theory import landscapes, limits
 from tests.theorems.common import check_claim
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("alignment_uniformity", tmp_path)
 

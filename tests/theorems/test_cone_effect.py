@@ -12,6 +12,7 @@ from simulator.theory import cones
 from tests.theorems.common import check_claim, quick_measurement
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("cone_effect", tmp_path)
 
@@ -85,6 +86,7 @@ def test_only_ratios_matter_to_relu():
     assert abs(tanh[0] - tanh[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_published_average_counts_every_row_with_itself():
     rows = np.random.default_rng(0).normal(size=(7, 5))
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)

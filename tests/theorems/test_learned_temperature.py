@@ -34,6 +34,7 @@ SCALES = dict(
 _shared_velocity, _row_velocity = jax.jit(shared_velocity), jax.jit(row_velocity)
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("learned_temperature", tmp_path)
 
@@ -126,6 +127,7 @@ def test_a_scale_out_of_reach_has_no_gap():
     assert np.isnan(invariants.half_gap_at_scale(0.5, (0.7, 1.5), shared=False, **settings))
 
 
+@pytest.mark.slow
 def test_a_lost_gap_is_not_judged_but_a_broken_flow_is():
     data = quick_measurement("learned_temperature")[0]
     change = relative_change(data, "shared", "softplus", 0.5)
@@ -150,6 +152,7 @@ def test_gap_closes_unless_the_temperature_itself_is_learned():
     assert 0.4 < limits["temperature"][0] < limits["temperature"][1]
 
 
+@pytest.mark.slow
 def test_the_measured_flow_covers_six_decades_and_ends_matched():
     data = quick_measurement("learned_temperature")[0]
     assert decades(data, "shared") > 6  # also where γ falls fastest

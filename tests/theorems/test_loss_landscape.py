@@ -11,10 +11,12 @@ from tests.theorems.common import check_claim, quick_measurement
 PAIRS = landscapes.circle_similarities(_swapped(), PUBLISHED)
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("loss_landscape", tmp_path)
 
 
+@pytest.mark.slow
 def test_published_example_to_its_digits():
     best = landscapes.best_scale(PAIRS)
     np.testing.assert_allclose(best, (21.2158, 0.80952), rtol=1e-5)

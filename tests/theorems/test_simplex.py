@@ -11,6 +11,7 @@ from simulator.theory import landscapes
 from tests.theorems.common import check_claim
 
 
+@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("simplex", tmp_path)
 
