@@ -92,6 +92,7 @@ def test_a_gallery_with_more_rows_than_dimensions(tmp_path, rng, rank, small_blo
         assert "alpha_star_min" not in found
 
 
+@pytest.mark.slow
 def test_subsets_are_named_and_agree_with_the_whole_within_their_errors(tmp_path, rng, monkeypatch):
     x, y = pair(rng, n=600)
     x[::2] += rng.normal(size=(300, 6))

@@ -134,6 +134,7 @@ def test_a_full_disk_ends_in_one_line_and_is_continued(tmp_path, experiment, mon
         np.testing.assert_array_equal(value, stored[name])
 
 
+@pytest.mark.slow
 def test_a_size_that_is_swept_is_padded(experiment):
     data = sweep(experiment, over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0))
     assert data.sizes["pair"] == 32

@@ -46,6 +46,7 @@ def test_swapping_every_pair_changes_nothing_and_half_of_them_closes_the_gap(key
     assert float(half.gap_norm[-1]) < 0.8 * float(none.gap_norm[-1])
 
 
+@pytest.mark.slow
 def test_swapped_step_by_hand(key):
     """One step of SGD on free rows is the gradient of the loss with some rows exchanged, and with no others."""
     experiment = dataclasses.replace(TABLE, swap_probability=0.5)
@@ -127,6 +128,7 @@ def test_parameters_of_another_experiment(key, other):
         sim.train(SMALL, key=key, params=params)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_right_pairs(key):
     """Wrong partners are for training: before the first step the measures do not know of them."""
     data = sim.sweep(small(steps=300), over={"data.mismatched": [0.0, 1.0]}, seeds=1, key=key)
