@@ -1,4 +1,4 @@
-"""P2: the landscape on circles; the near misses of each row are judged in check_claim."""
+"""P2: the landscape on circles; the negative control of each row, a near miss, is judged in check_claim."""
 
 import jax.numpy as jnp
 import numpy as np
