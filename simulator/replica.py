@@ -76,12 +76,15 @@ def advance(experiment: Experiment, state, start, stop):
         return take(state["source"], rows), order
 
     def body(step, state):
-        batch, order = next_batch(state, step)
+        with jax.named_scope("batch"):  # the scopes name the parts in a profile
+            batch, order = next_batch(state, step)
         loss, gradient = _loss_and_gradient(state["params"], experiment, batch, step, state["key"])
-        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
-            params=optax.apply_updates(state["params"], updates),
+            params=params,
             optimizer=optimizer_state,
             order=order,
             step=(step + 1).astype(jnp.int32),
@@ -115,13 +118,15 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
     batch = jax.tree.map(local, batch)
 
     def of_parameters(params):
-        x, y = embed(params, experiment, batch)
+        with jax.named_scope("towers"):
+            x, y = embed(params, experiment, batch)
         if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
             # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
             own = jax.random.fold_in(jax.random.fold_in(key, step), 1)
             swapped = local(jax.random.bernoulli(own, experiment.swap_probability, (experiment.batch_size, 1)))
             x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
-        return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step), sharded=shards > 1)
+        with jax.named_scope("loss"):
+            return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step), sharded=shards > 1)
 
     value, gradient = jax.value_and_grad(of_parameters)(params)
     return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
@@ -133,7 +138,9 @@ def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded:
         bias = _bias(params, experiment)
         return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
     function = functools.partial(sharded_info_nce, axis_name="batch") if sharded else info_nce
-    return function(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
+    # Rows of unit length need not be divided by their length again.
+    similarity = "dot" if experiment.normalize and loss.similarity == "cosine" else loss.similarity
+    return function(x, y, temperature=temperature, similarity=similarity, block_size=loss.block_size)
 
 
 def _bias(params, experiment: Experiment):
