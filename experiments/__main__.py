@@ -93,15 +93,15 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Time the engine against a jitted JAX loop, a PyTorch loop and torch.func (extra `bench`), in one run.
+    """Time the engine against jitted JAX loops, a PyTorch loop and torch.func (extra `bench`), in one run.
 
     Example: gapsim bench --json bench.json
     """
 
     quick: bool = False
     """A few points only."""
-    rounds: int = 5
-    """Times that every point is measured; medians and extremes are shown."""
+    rounds: int = 3
+    """Times that every point is measured (one round of all takes about six minutes); medians and extremes are shown."""
     json: Path | None = None
     """Write the rows to this file."""
     out: Path | None = Path("figures")
@@ -277,8 +277,8 @@ def _submit(command: Sweep) -> int:
 def _bench(command: Bench) -> int:
     from experiments import _bench
 
-    rows = _bench.run(quick=command.quick, rounds=command.rounds, out=command.out)
-    print(_bench.render(rows))
+    rows, summary = _bench.run(quick=command.quick, rounds=command.rounds, out=command.out)
+    print(_bench.render(rows, summary))
     if command.json is not None:
         write_json(command.json, rows)
     return 0

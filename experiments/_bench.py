@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,67 +12,93 @@ from typing import Any
 import numpy as np
 
 from experiments import _figures
+from experiments._bench_profile import PARTS
 from experiments._bench_worker import DIM_X, DIM_Y, EMBED, WIDTH
 
 CAPTION = (
-    "Speed of training. Left: replica-steps per second against replicas, at three batch sizes (bars: lowest and highest "
-    "round); loops of one replica are flat. Middle: seconds per replica-step against batch size n. Right: share of the "
-    "measured rate of matrix products. Numbers: medians over rounds taken in turn."
+    "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
+    "against replicas at batch size n = 64 (circles), 256 (squares), 1,024 (triangles), one fixed data set each, d = 32; "
+    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256), "
+    "with the exponent fitted over all points; grey: the step's matrix products alone at the measured rate of a 2,048² "
+    "product. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
+    "Points: medians over rounds taken in turn; bars: lowest and highest round."
 )
-BATCHES, REPLICAS = (64, 256, 1024), (1, 4, 16, 64, 256)
+BATCHES, REPLICAS, WIDTHS = (64, 256, 1024), (1, 4, 16, 64, 256), (8, 128, 512)
+LARGEST = (4096, 4)  # batch and replicas of the last point against n
+NAMES = dict(
+    gapsim="this engine", jax_loop="jax.jit in a loop", flax_loop="nnx.jit in a loop", torch_loop="PyTorch loop",
+    torch_vmap="torch.func vmap",
+)  # fmt: skip
+OPPONENTS = dict(ratio_torch="torch_loop", ratio_jax="jax_loop", ratio_flax="flax_loop")
+Point = tuple[str, int, int, str, int]  # engine, n, replicas, data, d
 
 
-def flops(n: int) -> float:
+def flops(n: int, embed_dim: int = EMBED) -> float:
     """Multiplications and additions of one step that are matrix products: towers and logits, forward and backward.
 
     A product costs 2 per entry and inner index; backward costs twice the forward one, but the observations need no
     gradient.
     """
-    first, second = 2 * n * (DIM_X + DIM_Y) * WIDTH, 2 * 2 * n * WIDTH * EMBED
-    return 2 * first + 3 * second + 3 * 2 * n * n * EMBED
+    first, second = 2 * n * (DIM_X + DIM_Y) * WIDTH, 2 * 2 * n * WIDTH * embed_dim
+    return 2 * first + 3 * second + 3 * 2 * n * n * embed_dim
 
 
-def points(quick: bool) -> list[tuple[str, int, int, str]]:
-    """(engine, n, replicas, data) to measure."""
+def points(quick: bool) -> list[Point]:
+    """What is measured; all engines at all batch sizes, this engine also along n and d."""
     batches, replicas = (BATCHES[:1], (1, 16)) if quick else (BATCHES, REPLICAS)
-    wanted = []
+    wanted: list[Point] = []
     for n in batches:
         for data in ("fixed", "fresh"):
-            wanted += [("torch_loop", n, 1, data), ("jax_loop", n, 1, data)]
-            counts = replicas if data == "fixed" else replicas[-2:-1]
-            wanted += [("gapsim", n, r, data) for r in counts]
-            wanted += [("torch_vmap", n, r, data) for r in counts if r * n <= 64 * 256 and r > 1]
-    return [("matmul", 2048, 1, "fixed"), *wanted]
+            wanted += [(loop, n, 1, data, EMBED) for loop in OPPONENTS.values()]
+            counts = replicas if data == "fixed" else (replicas[-2:-1] if len(replicas) > 2 else replicas[-1:])
+            wanted += [("gapsim", n, r, data, EMBED) for r in counts]
+            wanted += [("torch_vmap", n, r, data, EMBED) for r in counts if r * n <= 64 * 256 and r > 1]
+    if not quick:
+        wanted += [("gapsim", 256, 64, "fixed", d) for d in WIDTHS]
+        wanted += [("gapsim", *LARGEST, "fixed", EMBED)]
+    return [("matmul", 2048, 1, "fixed", EMBED), ("first_result", 64, 64, "fixed", EMBED), *wanted]
 
 
-def run(*, quick: bool, rounds: int, out: Path | None) -> list[dict[str, Any]]:
-    """Measure every point `rounds` times, in turn, so that a slow moment of the machine hits all alike."""
+def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Measure every point `rounds` times, in turn, so that a slow moment of the machine hits all alike.
+
+    Returns (rows, summary): rows as `bench --json` writes them; the summary holds what is no rate: `seconds_to_first`
+    (of the first sweep of a warm process), `cost_of_256` (256 replicas over 4 × 64, by batch size), `profile` (by batch
+    size: part -> core-seconds per replica-step) and `matmul_flops` (per second, all cores).
+    """
     from tqdm import tqdm
 
     wanted = [p for p in points(quick) if not (p[0].startswith("torch") and not _has_torch())]
     if len(wanted) < len(points(quick)):
         print("PyTorch is missing: its rows are left out; pip install 'modality-gap-simulator[bench]'", file=sys.stderr)
-    rates: dict[tuple, list[float]] = {point: [] for point in wanted}
-    peaks: dict[tuple, int] = {}
+    rates: dict[Point, list[float]] = {point: [] for point in wanted}
+    peaks: dict[Point, int] = {}
+    profiles: dict[int, dict[str, float]] = {}
     with tqdm(total=rounds * len(wanted), desc="bench", unit="point") as bar:
+        _measure("_bench_worker", wanted[1])  # the first one fills the compilation cache
         for _ in range(rounds):
             for point in wanted:
                 bar.set_postfix_str(" ".join(map(str, point)))
-                done = subprocess.run(
-                    [sys.executable, "-m", "experiments._bench_worker", *map(str, point)],
-                    capture_output=True,
-                    text=True,
-                )
-                if done.returncode != 0:
-                    raise ValueError(f"{' '.join(map(str, point))} failed: {done.stderr.strip().splitlines()[-1]}")
-                result = json.loads(done.stdout.splitlines()[-1])
+                result = _measure("_bench_worker", point)
                 rates[point].append(float(np.median(result["rates"])))
                 peaks[point] = max(peaks.get(point, 0), result["peak_bytes"])
                 bar.update()
-    rows = _rows(rates, peaks)
+        for n in BATCHES[:1] if quick else BATCHES:
+            profiles[n] = _measure("_bench_profile", ("gapsim", n, 64, "fixed", EMBED))
+    rows, summary = _rows(rates, peaks), _summary(rates) | dict(profile=profiles)
     if out is not None:
-        _store(rows, out)
-    return rows
+        _store(rows, summary, out)
+    return rows, summary
+
+
+def _measure(module: str, point: Point) -> dict[str, Any]:
+    """What a measuring process of its own prints for a point."""
+    arguments = point if module == "_bench_worker" else point[1:]
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"{' '.join(map(str, point))} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _has_torch() -> bool:
@@ -82,95 +109,163 @@ def _has_torch() -> bool:
 
 def _rows(rates, peaks) -> list[dict[str, Any]]:
     """Medians with the lowest and highest round; ratios are taken round by round, and their median is given."""
-    ceiling = np.median(rates[("matmul", 2048, 1, "fixed")])
+    (ceiling,) = (np.median(values) for point, values in rates.items() if point[0] == "matmul")
     rows = []
-    for (engine, n, replicas, data), values in rates.items():
-        if engine == "matmul":
+    for point, values in rates.items():
+        engine, n, replicas, data, d = point
+        if engine in ("matmul", "first_result"):
             continue
-
-        def ratio(opponent, values=values, n=n, data=data):
-            others = rates.get((opponent, n, 1, data))
-            return None if others is None else float(np.median(np.divide(values, others)))
-
-        rows.append(
-            dict(
-                engine=engine, n=n, replicas=replicas, data=data,
-                median=float(np.median(values)), low=float(min(values)), high=float(max(values)),
-                ratio_torch=ratio("torch_loop"), ratio_jax=ratio("jax_loop"),
-                matmul_fraction=float(np.median(values) * flops(n) / ceiling),
-                peak_bytes=peaks[(engine, n, replicas, data)], rounds=len(values),
-            )
+        row = dict(
+            engine=engine, n=n, replicas=replicas, data=data, d=d,
+            median=float(np.median(values)), low=float(min(values)), high=float(max(values)),
         )  # fmt: skip
+        for name, opponent in OPPONENTS.items():
+            others = rates.get((opponent, n, 1, data, d))
+            ratios = [np.nan] if others is None else np.divide(values, others)
+            row |= {
+                name: float(np.median(ratios)),
+                f"{name}_low": float(min(ratios)),
+                f"{name}_high": float(max(ratios)),
+            }
+        row |= dict(matmul_fraction=float(row["median"] * flops(n, d) / ceiling), peak_bytes=peaks[point])
+        rows.append({k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
     return rows
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+def _summary(rates) -> dict[str, Any]:
+    by = {point: np.asarray(values) for point, values in rates.items()}
+    spread = lambda values: [float(f(values)) for f in (np.median, np.min, np.max)]  # noqa: E731
+    cost = {
+        n: spread(by[few] / by[many])
+        for n in BATCHES
+        if (few := ("gapsim", n, 64, "fixed", EMBED)) in by and (many := ("gapsim", n, 256, "fixed", EMBED)) in by
+    }
+    (first,) = (1.0 / values for point, values in by.items() if point[0] == "first_result")
+    (ceiling,) = (values for point, values in by.items() if point[0] == "matmul")
+    return dict(
+        seconds_to_first=spread(first), cost_of_256=cost, matmul_flops=spread(ceiling), cores=os.cpu_count() or 1
+    )
+
+
+def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
+    """The rows as a table, then what is no rate."""
     from experiments._ledger import table
 
     number = lambda v: "" if v is None else f"{v:.3g}"  # noqa: E731
     lines = [
         [
-            row["engine"], str(row["n"]), str(row["replicas"]), row["data"], f"{row['median']:.0f}",
-            f"{row['low']:.0f} to {row['high']:.0f}", number(row["ratio_torch"]), number(row["ratio_jax"]),
+            row["engine"], str(row["n"]), str(row["d"]), str(row["replicas"]), row["data"], f"{row['median']:.0f}",
+            f"{row['low']:.0f} to {row['high']:.0f}", *(number(row[name]) for name in OPPONENTS),
             number(row["matmul_fraction"]), f"{row['peak_bytes'] / 2**20:.0f}",
         ]
-        for row in sorted(rows, key=lambda r: (r["n"], r["data"], r["engine"], r["replicas"]))
+        for row in sorted(rows, key=lambda r: (r["n"], r["data"], r["engine"], r["d"], r["replicas"]))
     ]  # fmt: skip
     header = [
-        "engine", "n", "replicas", "data", "replica-steps/s", "rounds", "× PyTorch loop", "× JAX loop", "of matmul rate",
-        "peak MiB",
+        "engine", "n", "d", "replicas", "data", "replica-steps/s", "rounds", "× PyTorch", "× jax.jit", "× nnx.jit",
+        "of matmul rate", "peak MiB",
     ]  # fmt: skip
-    return table(header, lines)
+    between = lambda v, unit="": f"{v[0]:.3g}{unit} ({v[1]:.3g} to {v[2]:.3g})"  # noqa: E731
+    rate = np.asarray(summary["matmul_flops"]) / 1e9
+    after = [f"rate of a 2,048² product, all cores: {between(rate, ' GFLOP/s')}"]
+    after += [f"first sweep of a warm process: {between(summary['seconds_to_first'], ' s')}"]
+    after += [f"256 replicas over 4 × 64 at n = {n}: {between(v)}" for n, v in summary["cost_of_256"].items()]
+    for n, parts in summary["profile"].items():
+        total = sum(parts.values())
+        shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in parts.items() if seconds)
+        after += [f"cycles at n = {n}: {shares}"]
+    return "\n".join([table(header, lines), "", *after])
 
 
-def _store(rows, out: Path) -> None:
+def _store(rows, summary, out: Path) -> None:
     import xarray as xr
 
     from simulator.store import provenance, save_dataset
 
     columns = {name: ("row", [row[name] if row[name] is not None else np.nan for row in rows]) for name in rows[0]}
-    data = xr.Dataset(columns, attrs=provenance() | dict(caption=CAPTION, precision="float32"))
+    profile = [[parts[part] for part in PARTS] for parts in summary["profile"].values()]
+    columns["profile"] = (("batch", "part"), profile)
+    data = xr.Dataset(
+        columns, coords=dict(batch=list(summary["profile"]), part=list(PARTS)),
+        attrs=provenance() | dict(caption=CAPTION, precision="float32", summary=json.dumps(summary)),
+    )  # fmt: skip
     save_dataset(data, out / "performance.nc")
     _figures.save_figure(draw, data, out / "performance")
 
 
 def draw(data):
-    """Rates against replicas, cost against n, and share of the matrix-product rate."""
+    """Rates against replicas, cost against n and d, and where the cycles go."""
     import matplotlib.pyplot as plt
+    import pandas as pd
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.6), layout="constrained")
-    frame = data.to_dataframe()
+    figure, axes = plt.subplots(2, 2, figsize=(_figures.TWO_COLUMNS, 5.4), layout="constrained")
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
     frame = frame[frame.data == "fixed"]
-    names = dict(
-        gapsim="this engine", jax_loop="jitted JAX loop", torch_loop="PyTorch loop", torch_vmap="torch.func vmap"
-    )
-    for color, (engine, label) in zip(_figures.COLORS, names.items(), strict=False):
-        here = frame[frame.engine == engine]
-        for marker, (_, at_n) in zip("os^", here.groupby("n"), strict=False):
-            at_n = at_n.sort_values("replicas")
-            bars = np.abs(at_n[["low", "high"]].to_numpy().T - at_n["median"].to_numpy())
-            left.errorbar(
-                at_n.replicas, at_n["median"], bars, color=color, marker=marker, markersize=3,
-                label=label if marker == "o" else None,
-            )  # fmt: skip
-        best = here.sort_values("replicas").groupby("n").last()
-        if len(best) > 1:
-            slope = np.polyfit(np.log(best.index), -np.log(best["median"]), 1)[0]
-            middle.plot(
-                best.index,
-                1 / best["median"],
-                color=color,
-                marker="o",
-                markersize=3,
-                label=f"{label}: $n^{{{slope:.2f}}}$",
-            )
-        elif len(best):
-            middle.plot(best.index, 1 / best["median"], color=color, marker="o", markersize=3, label=label)
-        right.plot(best.index, best.matmul_fraction, color=color, marker="o", markersize=3)
-    left.set(xscale="log", yscale="log", xlabel="replicas", ylabel="replica-steps per second")
-    middle.set(xscale="log", yscale="log", xlabel="batch size n", ylabel="seconds per replica-step")
-    right.set(xscale="log", xlabel="batch size n", ylabel="share of matrix-product rate", ylim=(0, 1))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    middle.legend(fontsize=5)
+    summary = json.loads(data.attrs["summary"])
+    per_core = summary["matmul_flops"][0] / summary["cores"]
+    _draw_rates(axes[0, 0], frame[frame.d == EMBED])
+    own = frame[frame.engine == "gapsim"]
+    own = own[own.replicas == min(64, own.replicas.max())]
+    along_n = pd.concat([own[own.d == EMBED], frame[frame.n == LARGEST[0]]]).sort_values("n")
+    along_d = own[own.n == 256].sort_values("d")
+    for axis, rows, name, title in (
+        (axes[0, 1], along_n, "n", "(b) cost against batch size"),
+        (axes[1, 0], along_d, "d", "(c) cost against embedding dimension"),
+    ):
+        _draw_cost(axis, rows, name, per_core, summary["cores"])
+        axis.set(title=title, xlabel=f"{'batch size' if name == 'n' else 'embedding dimension'} {name}")
+    _draw_profile(axes[1, 1], data, per_core)
     return figure
+
+
+def _draw_rates(axis, frame):
+    for color, (engine, label) in zip(_figures.COLORS, NAMES.items(), strict=False):
+        for marker, (_, rows) in zip("os^", frame[frame.engine == engine].groupby("n"), strict=False):
+            rows = rows.sort_values("replicas")
+            bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["median"].to_numpy())
+            axis.errorbar(
+                rows.replicas, rows["median"], bars, color=color, marker=marker, label=label if marker == "o" else None
+            )
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="replicas",
+        ylabel="replica-steps per second",
+        title="(a) rate",
+        ylim=(3, None),
+    )
+    axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
+    axis.legend(loc="lower right", ncols=2)
+
+
+def _draw_cost(axis, rows, name, per_core, cores):
+    at, cost = rows[name].to_numpy(float), cores / rows["median"].to_numpy()
+    bars = np.abs(cores / rows[["high", "low"]].to_numpy().T - cost)
+    label = "measured"
+    if len(at) > 1:
+        label = f"measured: exponent {np.polyfit(np.log(at), np.log(cost), 1)[0]:.2f}"
+    axis.errorbar(at, cost, bars, color=_figures.COLORS[0], marker="o", label=label)
+    products = [flops(int(n), int(d)) / per_core for n, d in zip(rows.n, rows.d, strict=True)]
+    axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
+    axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
+    axis.set_xticks(at, [f"{int(v):,}" for v in at])
+    axis.minorticks_off()
+    axis.legend()
+
+
+def _draw_profile(axis, data, per_core):
+    shades = (*_figures.COLORS, _figures.CONTROL)
+    batches = data["batch"].values
+    profile = data["profile"].values
+    total = profile.sum(axis=1)
+    left = np.zeros(len(batches))
+    for color, part, seconds in zip(shades, data["part"].values, profile.T, strict=True):
+        if (seconds > 0.003 * total).any():
+            axis.barh(np.arange(len(batches)), seconds / total, left=left, color=color, label=str(part), height=0.6)
+        left += seconds / total
+    for row, n in enumerate(batches):
+        axis.plot([flops(int(n)) / per_core / total[row]] * 2, [row - 0.4, row + 0.4], "k--")
+    axis.set_yticks(np.arange(len(batches)), [f"n = {n:,}" for n in batches])
+    axis.set(
+        xlabel="share of core-seconds", title="(d) where the cycles go", xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7)
+    )
+    axis.legend(loc="upper center", ncols=3, fontsize=6)

@@ -1,7 +1,7 @@
-"""One measurement of `gapsim bench`, in a process of its own: `python -m experiments._bench_worker ENGINE N REPLICAS DATA`.
+"""One measurement of `gapsim bench`, in a process of its own: `python -m experiments._bench_worker ENGINE N REPLICAS DATA D`.
 
 Prints JSON: replica-steps per second of several repetitions, and the peak memory of the process. All engines train the
-same towers (MLP 32/48–128–32, ReLU), on the same batch sizes, in float32, with Adam at 1e-3 and InfoNCE at τ = 0.05.
+same towers (MLP 32/48–128–d, ReLU), on the same batch sizes, in float32, with Adam at 1e-3 and InfoNCE at τ = 0.05.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 
 LEAST_SECONDS = 0.6  # of one repetition
 REPETITIONS = 3
-DIM_X, DIM_Y, WIDTH, EMBED = 32, 48, 128, 32
+DIM_X, DIM_Y, WIDTH, EMBED = 32, 48, 128, 32  # d is EMBED where nothing else is said
 TEMPERATURE, LEARNING_RATE = 0.05, 1e-3
 
 
@@ -38,8 +38,19 @@ def repeat(run, steps_of) -> list[float]:
     return rates
 
 
-def gapsim(n: int, replicas: int, data: str) -> list[float]:
+def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """This engine, as `gapsim sweep` runs it."""
+    program, arguments, keywords = trained_program(n, replicas, data, embed_dim)
+    import jax
+
+    def run(steps):
+        jax.block_until_ready(program(*arguments(steps), **keywords))
+
+    return repeat(run, lambda steps: steps * replicas)
+
+
+def trained_program(n: int, replicas: int, data: str, embed_dim: int):
+    """(compiled function, steps -> its arguments, its keywords) of this engine's training."""
     from experiments.__main__ import _use_all_cores
 
     _use_all_cores(only_sweeps=True)
@@ -51,53 +62,120 @@ def gapsim(n: int, replicas: int, data: str) -> list[float]:
 
     experiment = sim.Experiment(
         data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y),
-        encoder_x=sim.MLP(WIDTH, embed_dim=EMBED), encoder_y=sim.MLP(WIDTH, embed_dim=EMBED),
+        encoder_x=sim.MLP(WIDTH, embed_dim=embed_dim), encoder_y=sim.MLP(WIDTH, embed_dim=embed_dim),
         loss=sim.InfoNCE(TEMPERATURE), learning_rate=LEARNING_RATE, batch_size=n, steps=1000, eval_pairs=64,
     )  # fmt: skip
     per_block = training.calibrate(experiment)
     keys = jax.random.split(jax.random.key(0), replicas)
     template, values, keys, layout = training.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
     state = replica.initialise(template, values, keys, layout=layout)
+    return (
+        replica.advance,
+        lambda steps: (template, values, state, np.int32(0), np.int32(steps)),
+        dict(layout=layout),
+    )
 
-    def run(steps):
-        jax.block_until_ready(replica.advance(template, values, state, np.int32(0), np.int32(steps), layout=layout))
 
-    return repeat(run, lambda steps: steps * replicas)
+def first_result(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+    """Sweeps per second of a process that has imported everything and whose programs are in the compilation cache:
+    the first call of `sim.sweep` (10 steps, then all measures)."""
+    from experiments.__main__ import _use_all_cores
+
+    _use_all_cores(only_sweeps=True)
+    import jax
+    import xarray  # the sweep imports it; no part of what is timed
+
+    import simulator as sim
+
+    tower = sim.MLP(WIDTH, embed_dim=embed_dim)
+    experiment = sim.Experiment(
+        data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y), encoder_x=tower, encoder_y=tower,
+        loss=sim.InfoNCE(TEMPERATURE), learning_rate=LEARNING_RATE, batch_size=n, steps=10, eval_pairs=64, eval_points=2,
+    )  # fmt: skip
+    started = time.perf_counter()
+    sim.sweep(experiment, over={"loss.temperature": [TEMPERATURE]}, seeds=replicas, key=jax.random.key(0))
+    return [1.0 / (time.perf_counter() - started)]
 
 
-def jax_loop(n: int, replicas: int, data: str) -> list[float]:
+def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """A jitted Flax and Optax step, called from a Python loop; replicas would follow one another."""
     import jax
-    import jax.numpy as jnp
     import optax
+    from flax import nnx
+
+    graph, params = nnx.split(_flax_pair(embed_dim))
+    optimizer = optax.adam(LEARNING_RATE)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, opt_state, x, y):
+        gradient = jax.grad(lambda params: _flax_loss(nnx.merge(graph, params), x, y))(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def run(steps):
+        p, o = params, opt_state
+        for i in range(steps):
+            p, o = step(p, o, *batch(i))
+        jax.block_until_ready(p)
+
+    batch = _jax_batches(n, data)
+    return repeat(run, lambda steps: steps)
+
+
+def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+    """The loop of Flax's own tutorials: `nnx.jit` around a step that updates a module through `nnx.Optimizer`."""
+    import jax
+    import optax
+    from flax import nnx
+
+    pair = _flax_pair(embed_dim)
+    optimizer = nnx.Optimizer(pair, optax.adam(LEARNING_RATE), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(pair, optimizer, x, y):
+        value, gradient = nnx.value_and_grad(_flax_loss)(pair, x, y)
+        optimizer.update(pair, gradient)
+        return value
+
+    def run(steps):
+        for i in range(steps):
+            value = step(pair, optimizer, *batch(i))
+        jax.block_until_ready(value)
+
+    batch = _jax_batches(n, data)
+    return repeat(run, lambda steps: steps)
+
+
+def _flax_pair(embed_dim: int):
+    import jax.numpy as jnp
     from flax import nnx
 
     class Tower(nnx.Module):
         def __init__(self, width_in, rngs):
             self.first = nnx.Linear(width_in, WIDTH, rngs=rngs)
-            self.second = nnx.Linear(WIDTH, EMBED, rngs=rngs)
+            self.second = nnx.Linear(WIDTH, embed_dim, rngs=rngs)
 
         def __call__(self, rows):
             rows = self.second(nnx.relu(self.first(rows)))
             return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
-    towers = nnx.List([Tower(DIM_X, nnx.Rngs(0)), Tower(DIM_Y, nnx.Rngs(1))])
-    graph, params = nnx.split(towers)
-    optimizer = optax.adam(LEARNING_RATE)
-    opt_state = optimizer.init(params)
+    return nnx.List([Tower(DIM_X, nnx.Rngs(0)), Tower(DIM_Y, nnx.Rngs(1))])
 
-    def loss(params, x, y):
-        tower_x, tower_y = nnx.merge(graph, params)
-        scores = tower_x(x) @ tower_y(y).T / TEMPERATURE
-        labels = jnp.arange(n)
-        cross = optax.softmax_cross_entropy_with_integer_labels
-        return 0.5 * (cross(scores, labels).mean() + cross(scores.T, labels).mean())
 
-    @jax.jit
-    def step(params, opt_state, x, y):
-        gradient = jax.grad(loss)(params, x, y)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+def _flax_loss(pair, x, y):
+    import jax.numpy as jnp
+    import optax
+
+    scores = pair[0](x) @ pair[1](y).T / TEMPERATURE
+    labels = jnp.arange(len(scores))
+    cross = optax.softmax_cross_entropy_with_integer_labels
+    return 0.5 * (cross(scores, labels).mean() + cross(scores.T, labels).mean())
+
+
+def _jax_batches(n: int, data: str):
+    """step -> (x, y): one fixed batch, or fresh pairs from a jitted generator."""
+    import jax
 
     def pairs(key):
         keys = jax.random.split(key, 3)
@@ -108,17 +186,10 @@ def jax_loop(n: int, replicas: int, data: str) -> list[float]:
     mix_x, mix_y = (jax.random.normal(jax.random.key(i), (8, d)) / 8**0.5 for i, d in enumerate((DIM_X, DIM_Y)))
     fresh = jax.jit(lambda i: pairs(jax.random.fold_in(jax.random.key(0), i)))
     fixed = fresh(0)
-
-    def run(steps):
-        p, o = params, opt_state
-        for i in range(steps):
-            p, o = step(p, o, *(fixed if data == "fixed" else fresh(i)))
-        jax.block_until_ready(p)
-
-    return repeat(run, lambda steps: steps)
+    return (lambda i: fixed) if data == "fixed" else fresh
 
 
-def torch_loop(n: int, replicas: int, data: str) -> list[float]:
+def torch_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """A PyTorch loop at its best number of threads: fused Adam, no `.item()`; replicas would follow one another."""
     import torch
 
@@ -126,7 +197,7 @@ def torch_loop(n: int, replicas: int, data: str) -> list[float]:
     labels = torch.arange(n)
 
     def tower(width_in):
-        return torch.nn.Sequential(torch.nn.Linear(width_in, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, EMBED))
+        return torch.nn.Sequential(torch.nn.Linear(width_in, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, embed_dim))
 
     mix_x, mix_y = torch.randn(8, DIM_X) / 8**0.5, torch.randn(8, DIM_Y) / 8**0.5
 
@@ -158,7 +229,7 @@ def torch_loop(n: int, replicas: int, data: str) -> list[float]:
     return best
 
 
-def torch_vmap(n: int, replicas: int, data: str) -> list[float]:
+def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """torch.func: gradients of stacked replicas by vmap, one fused Adam over the stacks."""
     import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
@@ -171,7 +242,7 @@ def torch_vmap(n: int, replicas: int, data: str) -> list[float]:
         def __init__(self):
             super().__init__()
             self.towers = torch.nn.ModuleList(
-                torch.nn.Sequential(torch.nn.Linear(d, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, EMBED))
+                torch.nn.Sequential(torch.nn.Linear(d, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, embed_dim))
                 for d in (DIM_X, DIM_Y)
             )
 
@@ -200,7 +271,7 @@ def torch_vmap(n: int, replicas: int, data: str) -> list[float]:
     return repeat(run, lambda steps: steps * replicas)
 
 
-def matmul(n: int, replicas: int, data: str) -> list[float]:
+def matmul(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """Products of n × n matrices per second on all cores, one device per core: the ceiling, in FLOP/s."""
     from experiments.__main__ import _use_all_cores
 
@@ -220,10 +291,13 @@ def matmul(n: int, replicas: int, data: str) -> list[float]:
     return repeat(run, lambda steps: steps * 4 * len(devices) * 2.0 * n**3)
 
 
-ENGINES = dict(gapsim=gapsim, jax_loop=jax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap, matmul=matmul)
+ENGINES = dict(
+    gapsim=gapsim, jax_loop=jax_loop, flax_loop=flax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap, matmul=matmul,
+    first_result=first_result,
+)  # fmt: skip
 
 if __name__ == "__main__":
-    engine, n, replicas, data = sys.argv[1:5]
-    rates = ENGINES[engine](int(n), int(replicas), data)
+    engine, n, replicas, data, embed_dim = sys.argv[1:6]
+    rates = ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(dict(rates=rates, peak_bytes=peak)))
