@@ -206,7 +206,7 @@ def draw(data):
     own = frame[frame.engine == "gapsim"]
     own = own[own.replicas == min(64, own.replicas.max())]
     along_n = pd.concat([own[own.d == EMBED], frame[frame.n == LARGEST[0]]]).sort_values("n")
-    along_d = own[own.n == 256].sort_values("d")
+    along_d = own[own.n == min(256, own.n.max())].sort_values("d")
     for axis, rows, name, title in (
         (axes[0, 1], along_n, "n", "(b) cost against batch size"),
         (axes[1, 0], along_d, "d", "(c) cost against embedding dimension"),
