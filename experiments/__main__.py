@@ -161,8 +161,10 @@ def _use_all_cores(*, only_sweeps: bool = False):
 
     from simulator.engine import cache_folder
 
+    # Not os.cpu_count(): a cluster grants a job some of a node's cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", cores or 1)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

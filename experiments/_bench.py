@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _figures
+from experiments import _cost_model, _figures
 from experiments._bench_profile import PARTS
-from experiments._bench_worker import DIM_X, DIM_Y, EMBED, WIDTH
+from experiments._bench_worker import EMBED
+from experiments._cost_model import Machine, step_cost
 
 CAPTION = (
     "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
@@ -30,17 +32,16 @@ NAMES = dict(
     torch_vmap="torch.func vmap",
 )  # fmt: skip
 OPPONENTS = dict(ratio_torch="torch_loop", ratio_jax="jax_loop", ratio_flax="flax_loop")
-Point = tuple[str, int, int, str, int]  # engine, n, replicas, data, d
-
-
-def flops(n: int, embed_dim: int = EMBED) -> float:
-    """Multiplications and additions of one step that are matrix products: towers and logits, forward and backward.
-
-    A product costs 2 per entry and inner index; backward costs twice the forward one, but the observations need no
-    gradient.
-    """
-    first, second = 2 * n * (DIM_X + DIM_Y) * WIDTH, 2 * 2 * n * WIDTH * embed_dim
-    return 2 * first + 3 * second + 3 * 2 * n * n * embed_dim
+Point = tuple[str, int, int, str, int]  # engine, n, replicas (of "sharded": devices), data, d
+# Rates of the machine: products of 2,048² matrices, passes and exponentials over what the second-level cache holds, messages
+# of one number and of 4 MB.
+MACHINE_POINTS: tuple[Point, ...] = tuple(
+    (name, size, 1, "fixed", EMBED)
+    for name, size in (
+        ("matmul", 2048), ("stream", 1 << 17), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20)
+    )
+)  # fmt: skip
+FIRST_RESULT: Point = ("first_result", 64, 64, "fixed", EMBED)
 
 
 def points(quick: bool) -> list[Point]:
@@ -56,7 +57,9 @@ def points(quick: bool) -> list[Point]:
     if not quick:
         wanted += [("gapsim", 256, 64, "fixed", d) for d in WIDTHS]
         wanted += [("gapsim", *LARGEST, "fixed", EMBED)]
-    return [("matmul", 2048, 1, "fixed", EMBED), ("first_result", 64, 64, "fixed", EMBED), *wanted]
+        wanted += [("one_core", n, 16, "fixed", EMBED) for n in BATCHES]
+        wanted += [("sharded", LARGEST[0], shards, "fixed", EMBED) for shards in (1, 2)]
+    return [*MACHINE_POINTS, FIRST_RESULT, *wanted]
 
 
 def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -64,7 +67,8 @@ def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, A
 
     Returns (rows, summary): rows as `bench --json` writes them; the summary holds what is no rate: `seconds_to_first`
     (of the first sweep of a warm process), `cost_of_256` (256 replicas over 4 × 64, by batch size), `profile` (by batch
-    size: part -> core-seconds per replica-step) and `matmul_flops` (per second, all cores).
+    size: part -> core-seconds per replica-step), `matmul_flops` (per second, all cores) and `machine` (rates of one core,
+    as `experiments._cost_model` needs them).
     """
     from tqdm import tqdm
 
@@ -75,7 +79,7 @@ def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, A
     peaks: dict[Point, int] = {}
     profiles: dict[int, dict[str, float]] = {}
     with tqdm(total=rounds * len(wanted), desc="bench", unit="point") as bar:
-        _measure("_bench_worker", wanted[1])  # the first one fills the compilation cache
+        _measure("_bench_worker", FIRST_RESULT)  # fills the compilation cache
         for _ in range(rounds):
             for point in wanted:
                 bar.set_postfix_str(" ".join(map(str, point)))
@@ -109,12 +113,12 @@ def _has_torch() -> bool:
 
 def _rows(rates, peaks) -> list[dict[str, Any]]:
     """Medians with the lowest and highest round; ratios are taken round by round, and their median is given."""
-    (ceiling,) = (np.median(values) for point, values in rates.items() if point[0] == "matmul")
+    ceiling = np.median(rates[MACHINE_POINTS[0]])
     rows = []
     for point, values in rates.items():
-        engine, n, replicas, data, d = point
-        if engine in ("matmul", "first_result"):
+        if point in (*MACHINE_POINTS, FIRST_RESULT):
             continue
+        engine, n, replicas, data, d = point
         row = dict(
             engine=engine, n=n, replicas=replicas, data=data, d=d,
             median=float(np.median(values)), low=float(min(values)), high=float(max(values)),
@@ -127,7 +131,7 @@ def _rows(rates, peaks) -> list[dict[str, Any]]:
                 f"{name}_low": float(min(ratios)),
                 f"{name}_high": float(max(ratios)),
             }
-        row |= dict(matmul_fraction=float(row["median"] * flops(n, d) / ceiling), peak_bytes=peaks[point])
+        row |= dict(matmul_fraction=float(row["median"] * step_cost(n, d).flops / ceiling), peak_bytes=peaks[point])
         rows.append({k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
     return rows
 
@@ -140,11 +144,17 @@ def _summary(rates) -> dict[str, Any]:
         for n in BATCHES
         if (few := ("gapsim", n, 64, "fixed", EMBED)) in by and (many := ("gapsim", n, 256, "fixed", EMBED)) in by
     }
-    (first,) = (1.0 / values for point, values in by.items() if point[0] == "first_result")
-    (ceiling,) = (values for point, values in by.items() if point[0] == "matmul")
+    cores = len(os.sched_getaffinity(0))
+    rate = lambda point: float(np.median(by[point]))  # noqa: E731
+    products, stream, exponentials, small, large = map(rate, MACHINE_POINTS)
+    machine = Machine(
+        "one core, measured", products / cores, stream / cores, exponentials / cores,
+        4.0 * MACHINE_POINTS[-1][1] / (1 / large - 1 / small), 1 / small,
+    )  # fmt: skip
     return dict(
-        seconds_to_first=spread(first), cost_of_256=cost, matmul_flops=spread(ceiling), cores=os.cpu_count() or 1
-    )
+        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, matmul_flops=spread(by[MACHINE_POINTS[0]]),
+        cores=cores, machine=dataclasses.asdict(machine),
+    )  # fmt: skip
 
 
 def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
@@ -190,6 +200,7 @@ def _store(rows, summary, out: Path) -> None:
     )  # fmt: skip
     save_dataset(data, out / "performance.nc")
     _figures.save_figure(draw, data, out / "performance")
+    _figures.save_figure(_cost_model.draw, data, out / "cost_model")
 
 
 def draw(data):
@@ -244,7 +255,7 @@ def _draw_cost(axis, rows, name, per_core, cores):
     if len(at) > 1:
         label = f"measured: exponent {np.polyfit(np.log(at), np.log(cost), 1)[0]:.2f}"
     axis.errorbar(at, cost, bars, color=_figures.COLORS[0], marker="o", label=label)
-    products = [flops(int(n), int(d)) / per_core for n, d in zip(rows.n, rows.d, strict=True)]
+    products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
     axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
     axis.set_xticks(at, [f"{int(v):,}" for v in at])
@@ -263,7 +274,7 @@ def _draw_profile(axis, data, per_core):
             axis.barh(np.arange(len(batches)), seconds / total, left=left, color=color, label=str(part), height=0.6)
         left += seconds / total
     for row, n in enumerate(batches):
-        axis.plot([flops(int(n)) / per_core / total[row]] * 2, [row - 0.4, row + 0.4], "k--")
+        axis.plot([step_cost(int(n)).flops / per_core / total[row]] * 2, [row - 0.4, row + 0.4], "k--")
     axis.set_yticks(np.arange(len(batches)), [f"n = {n:,}" for n in batches])
     axis.set(
         xlabel="share of core-seconds", title="(d) where the cycles go", xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7)

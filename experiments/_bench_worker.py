@@ -12,30 +12,10 @@ import resource
 import sys
 import time
 
-LEAST_SECONDS = 0.6  # of one repetition
-REPETITIONS = 3
+from experiments._bench_machine import MACHINE, repeat
+
 DIM_X, DIM_Y, WIDTH, EMBED = 32, 48, 128, 32  # d is EMBED where nothing else is said
 TEMPERATURE, LEARNING_RATE = 0.05, 1e-3
-
-
-def repeat(run, steps_of) -> list[float]:
-    """Rates of `run(steps)` over REPETITIONS, each long enough to time."""
-    steps = 4
-    run(steps)
-    while True:
-        started = time.perf_counter()
-        run(steps)
-        seconds = time.perf_counter() - started
-        if seconds > LEAST_SECONDS / 2:
-            break
-        steps *= 2
-    steps = max(1, int(steps * LEAST_SECONDS / seconds))
-    rates = []
-    for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        run(steps)
-        rates.append(steps_of(steps) / (time.perf_counter() - started))
-    return rates
 
 
 def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
@@ -49,8 +29,9 @@ def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     return repeat(run, lambda steps: steps * replicas)
 
 
-def trained_program(n: int, replicas: int, data: str, embed_dim: int):
-    """(compiled function, steps -> its arguments, its keywords) of this engine's training."""
+def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards: int | None = None):
+    """(compiled function, steps -> its arguments, its keywords) of this engine's training; `shards` spreads the batch of
+    a single replica over that many devices."""
     from experiments.__main__ import _use_all_cores
 
     _use_all_cores(only_sweeps=True)
@@ -63,9 +44,10 @@ def trained_program(n: int, replicas: int, data: str, embed_dim: int):
     experiment = sim.Experiment(
         data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y),
         encoder_x=sim.MLP(WIDTH, embed_dim=embed_dim), encoder_y=sim.MLP(WIDTH, embed_dim=embed_dim),
-        loss=sim.InfoNCE(TEMPERATURE), learning_rate=LEARNING_RATE, batch_size=n, steps=1000, eval_pairs=64,
+        loss=sim.InfoNCE(TEMPERATURE, block_size=256 if shards else None), batch_shards=shards or 1,
+        learning_rate=LEARNING_RATE, batch_size=n, steps=1000, eval_pairs=64,
     )  # fmt: skip
-    per_block = training.calibrate(experiment)
+    per_block = 1 if shards else training.calibrate(experiment)
     keys = jax.random.split(jax.random.key(0), replicas)
     template, values, keys, layout = training.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
     state = replica.initialise(template, values, keys, layout=layout)
@@ -74,6 +56,28 @@ def trained_program(n: int, replicas: int, data: str, embed_dim: int):
         lambda steps: (template, values, state, np.int32(0), np.int32(steps)),
         dict(layout=layout),
     )
+
+
+def one_core(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+    """This engine with a single core."""
+    _use_cores(1)
+    return gapsim(n, replicas, data, embed_dim)
+
+
+def _use_cores(count: int):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def sharded(n: int, shards: int, data: str, embed_dim: int) -> list[float]:
+    """This engine with one replica whose batch is spread over as many devices and cores, in blocks of 256 rows of logits."""
+    _use_cores(shards)
+    program, arguments, keywords = trained_program(n, 1, data, embed_dim, shards=shards)
+    import jax
+
+    def run(steps):
+        jax.block_until_ready(program(*arguments(steps), **keywords))
+
+    return repeat(run, lambda steps: steps)
 
 
 def first_result(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
@@ -271,33 +275,16 @@ def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     return repeat(run, lambda steps: steps * replicas)
 
 
-def matmul(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
-    """Products of n × n matrices per second on all cores, one device per core: the ceiling, in FLOP/s."""
-    from experiments.__main__ import _use_all_cores
-
-    _use_all_cores(only_sweeps=True)
-    import jax
-    import jax.numpy as jnp
-
-    devices = jax.devices()
-    matrices = [jax.device_put(jnp.ones((n, n)) / n, device) for device in devices]
-    product = jax.jit(lambda a: jax.lax.fori_loop(0, 4, lambda _, b: a @ b, a))
-
-    def run(steps):
-        for _ in range(steps):
-            results = [product(matrix) for matrix in matrices]
-        jax.block_until_ready(results)
-
-    return repeat(run, lambda steps: steps * 4 * len(devices) * 2.0 * n**3)
-
-
 ENGINES = dict(
-    gapsim=gapsim, jax_loop=jax_loop, flax_loop=flax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap, matmul=matmul,
+    gapsim=gapsim, one_core=one_core, sharded=sharded, jax_loop=jax_loop, flax_loop=flax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap,
     first_result=first_result,
 )  # fmt: skip
 
 if __name__ == "__main__":
     engine, n, replicas, data, embed_dim = sys.argv[1:6]
-    rates = ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
+    if engine in MACHINE:
+        rates = MACHINE[engine](int(n))
+    else:
+        rates = ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(dict(rates=rates, peak_bytes=peak)))

@@ -1,0 +1,188 @@
+"""What a step of training costs, counted; and how long that takes on a machine with given rates.
+
+    seconds = F/R + B/W + E/X + S/L + M λ,
+
+F matrix-product operations, B bytes of element-wise passes, E exponentials, S bytes sent and M messages of one device in
+one step, by the rates of a device: R FLOP/s, W bytes/s, X exponentials/s, L bytes/s of its link, λ seconds per message.
+Nothing is fitted: the rates are measured by `experiments._bench_machine`, or come from a data sheet. No overlap of
+sending and computing is assumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+
+from experiments import _figures
+from experiments._bench_worker import DIM_X, DIM_Y, EMBED, WIDTH
+
+CAPTION = (
+    "The cost model. (a) Replica-steps per second, measured against predicted from counted operations and the machine's "
+    "measured rates, nothing fitted: replicas on one core and on all cores, for all batch sizes and dimensions, and one "
+    "batch over one and two devices; grey: equality ± 25 %; bars: lowest and highest round. (b) Sweeps: replicas never "
+    "talk, so their rate grows with the number of devices. (c) One batch of 10⁶ pairs, d = 512, spread over a ring of devices: "
+    "time falls until sending rows takes as long as computing (dots: P = ⅔ n L/R). Filled: measured; lines: the model, for "
+    "cores of the machine that measured and for GPUs by their data sheet (dashed, not measured)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Rates of one device, in single precision: products, element-wise passes, exponentials, link; latency in seconds."""
+
+    name: str
+    flops: float
+    stream: float
+    exponentials: float
+    link: float
+    latency: float
+
+
+# NVIDIA's data sheet of the A100 (40 GB, 2020): 19.5 TFLOP/s in float32, 1,555 GB/s; HDR InfiniBand: 200 Gbit/s. Its
+# exponentials at a quarter of its multiply-adds (CUDA C++ programming guide, throughput of native arithmetic); 10 µs per
+# message, a usual value for collectives between nodes. Not measured here.
+A100 = Machine("A100, data sheet", 19.5e12, 1555e9, 19.5e12 / 2 / 4, 25e9, 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One device, one step: operations of matrix products, bytes of element-wise passes, exponentials, bytes sent, messages."""
+
+    flops: float
+    bytes: float
+    exponentials: float
+    sent: float = 0.0
+    messages: float = 0.0
+
+
+def parameters(embed_dim: int = EMBED) -> int:
+    """Trained numbers of both towers."""
+    return (DIM_X + DIM_Y + 2) * WIDTH + 2 * (WIDTH + 1) * embed_dim
+
+
+def tower_flops(n: int, embed_dim: int = EMBED) -> float:
+    """Products of both towers, forward and backward.
+
+    A product costs 2 per entry and inner index; backward costs twice the forward one, but the observations need no
+    gradient.
+    """
+    first, second = 2 * n * (DIM_X + DIM_Y) * WIDTH, 2 * 2 * n * WIDTH * embed_dim
+    return 2.0 * first + 3.0 * second
+
+
+def step_cost(n: int, embed_dim: int = EMBED) -> Cost:
+    """A replica on a device of its own, with the dense loss: three products of n × n × d and one exponential per logit.
+
+    Passes over memory, each 4 bytes per number: 10 of the parameters (Adam), 12 of the hidden activations of a tower
+    (bias, ReLU and their gradients), 20 of its embeddings (normalisation and its gradient), 6 of the logits.
+    """
+    flops = tower_flops(n, embed_dim) + 3 * 2.0 * n * n * embed_dim
+    moved = 4.0 * (10 * parameters(embed_dim) + 12 * n * WIDTH + 20 * n * embed_dim + 6 * n * n)
+    return Cost(flops, moved, float(n * n))
+
+
+def sharded_cost(n: int, embed_dim: int = EMBED, *, shards: int) -> Cost:
+    """A batch spread over `shards` devices, with the ring loss: the logits are computed twice (once for the sums, once
+    for the slopes), four exponentials each; rows, sums and slopes travel around the ring; gradients are summed over all.
+
+    Sent by a device: n (3 d + 2) numbers, whatever `shards` is, in 5 · shards messages; and 2 (1 − 1/shards) · parameters
+    in 2 (shards − 1) messages for the gradients.
+    """
+    flops = (tower_flops(n, embed_dim) + 4 * 2.0 * n * n * embed_dim) / shards
+    activations = (12 * n * WIDTH + 20 * n * embed_dim + 14 * n * n) / shards
+    sent = messages = 0.0
+    if shards > 1:
+        sent = 4.0 * (n * (3 * embed_dim + 2) + 2 * (1 - 1 / shards) * parameters(embed_dim))
+        messages = 5.0 * shards + 2 * (shards - 1)
+    return Cost(flops, 4.0 * (10 * parameters(embed_dim) + activations), 4.0 * n * n / shards, sent, messages)
+
+
+def seconds(cost: Cost, machine: Machine) -> float:
+    """Time of one step on every device."""
+    computing = cost.flops / machine.flops + cost.bytes / machine.stream + cost.exponentials / machine.exponentials
+    return computing + cost.sent / machine.link + cost.messages * machine.latency
+
+
+def most_useful_shards(n: int, machine: Machine) -> float:
+    """Devices beyond which a large batch is sent longer than it is computed: 8 n² d / (P R) = 12 n d / L gives
+    P = ⅔ n L/R, whatever d is."""
+    return 2 / 3 * n * machine.link / machine.flops
+
+
+def measured_points(data) -> list[dict]:
+    """Engine, devices, n, d, and predicted and measured replica-steps per second (with the lowest and highest round) of
+    what the stored bench has measured on a fixed data set with every core busy."""
+    summary = json.loads(data.attrs["summary"])
+    machine = Machine(**summary["machine"])
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    found = []
+    for row in frame[frame.data == "fixed"].itertuples():
+        if row.engine == "sharded":
+            devices, predicted = row.replicas, 1 / seconds(sharded_cost(row.n, row.d, shards=row.replicas), machine)
+        elif row.engine == "one_core" or (row.engine == "gapsim" and (row.replicas == 64 or row.n == frame.n.max())):
+            devices = 1 if row.engine == "one_core" else summary["cores"]
+            predicted = devices / seconds(step_cost(row.n, row.d), machine)
+        else:
+            continue
+        found.append(
+            dict(engine=row.engine, devices=int(devices), n=int(row.n), d=int(row.d), predicted=predicted,
+                 measured=row.median, low=row.low, high=row.high)
+        )  # fmt: skip
+    return found
+
+
+def draw(data):
+    """Measured against predicted, and the prediction from one core to ten thousand devices."""
+    import matplotlib.pyplot as plt
+
+    core = Machine(**json.loads(data.attrs["summary"])["machine"])
+    points = measured_points(data)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.8), layout="constrained")
+    _draw_agreement(left, points)
+    devices = np.geomspace(1, 1e4, 60)
+    for machine, style in ((core, "-"), (A100, "--")):
+        for color, n in zip(_figures.COLORS, (64, 256, 1024), strict=False):
+            rate = devices / seconds(step_cost(n), machine)
+            middle.plot(devices, rate, style, color=color, label=f"n = {n:,}" if machine is core else None)
+        times = [seconds(sharded_cost(1_000_000, 512, shards=p), machine) for p in devices]
+        right.plot(
+            devices,
+            times,
+            style,
+            color=_figures.COLORS[0] if machine is core else _figures.COLORS[1],
+            label=machine.name,
+        )
+        turn = most_useful_shards(1_000_000, machine)
+        if turn < devices[-1]:
+            right.plot(turn, np.interp(turn, devices, times), "k.")
+    for point in points:
+        if point["engine"] != "sharded" and point["d"] == EMBED and point["n"] in (64, 256, 1024):
+            color = _figures.COLORS[(64, 256, 1024).index(point["n"])]
+            middle.plot(point["devices"], point["measured"], "o", color=color, markersize=4)
+    middle.set(xscale="log", yscale="log", xlabel="devices", ylabel="replica-steps per second", title="(b) sweeps")
+    middle.legend(title="— cores, -- A100")
+    right.set(
+        xscale="log", yscale="log", xlabel="devices P", ylabel="seconds per step", title="(c) one batch of $10^6$"
+    )
+    right.legend()
+    return figure
+
+
+def _draw_agreement(axis, points):
+    values = [p["measured"] for p in points] + [p["predicted"] for p in points]
+    span = np.array([min(values) / 1.6, max(values) * 1.6])
+    axis.fill_between(span, span / 1.25, span * 1.25, color=_figures.CONTROL, alpha=0.3, linewidth=0)
+    axis.plot(span, span, color=_figures.CONTROL)
+    labels = dict(one_core="one core", gapsim="all cores", sharded="one batch, 1 and 2 devices")
+    for color, (engine, label) in zip(_figures.COLORS, labels.items(), strict=False):
+        chosen = [p for p in points if p["engine"] == engine]
+        measured = np.array([p["measured"] for p in chosen])
+        bars = np.abs(np.array([[p["low"], p["high"]] for p in chosen]).T.reshape(2, -1) - measured)
+        axis.errorbar([p["predicted"] for p in chosen], measured, bars, fmt="o", color=color, label=label)
+    axis.set(
+        xscale="log", yscale="log", xlabel="predicted replica-steps per second", ylabel="measured",
+        title="(a) model and measurement",
+    )  # fmt: skip
+    axis.legend()
