@@ -87,6 +87,8 @@ class Sweep:
     """Time limit of a job; submit again to continue what was not done."""
     cpus: int = 8
     """Cores of a job."""
+    gpus: int = 0
+    """GPUs of a job; jax must be installed for them."""
     partition: str | None = None
     """Slurm partition; the default one if not given."""
 
@@ -266,7 +268,7 @@ def _submit(command: Sweep) -> int:
     arguments += ["--set", *command.set] if command.set else []
     jobs = _cluster.submit(
         arguments, workers=command.workers, executor=command.executor, store=command.store, minutes=command.minutes,
-        cpus=command.cpus, partition=command.partition,
+        cpus=command.cpus, gpus=command.gpus, partition=command.partition,
     )  # fmt: skip
     print(f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); logs in {command.store / '.jobs'}")
     if command.executor == "local":

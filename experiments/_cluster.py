@@ -7,8 +7,9 @@ from pathlib import Path
 
 
 def submit(
-    arguments: list[str], *, workers: int, executor: str, store: Path, minutes: int, cpus: int, partition: str | None
-) -> list:
+    arguments: list[str], *, workers: int, executor: str, store: Path, minutes: int, cpus: int, gpus: int,
+    partition: str | None,
+) -> list:  # fmt: skip
     """Start `workers` copies of a `gapsim` command that share a store; chunks are dealt out through its locks.
 
     Args:
@@ -18,6 +19,7 @@ def submit(
       store: the store; the jobs' logs go to its folder `.jobs`.
       minutes: time limit of a job; what is not done by then is done by the next submission.
       cpus: cores of a job.
+      gpus: GPUs of a job.
       partition: Slurm partition, None for the default.
 
     Returns:
@@ -34,6 +36,8 @@ def submit(
         ) from error
     jobs = submitit.AutoExecutor(folder=Path(store) / ".jobs", cluster=executor)
     jobs.update_parameters(timeout_min=minutes, name="gapsim", cpus_per_task=cpus)
+    if gpus:
+        jobs.update_parameters(gpus_per_node=gpus)
     if executor == "slurm" and partition is not None:
         jobs.update_parameters(slurm_partition=partition)
     run = submitit.helpers.CommandFunction([sys.executable, "-m", "experiments", *arguments], verbose=False)
