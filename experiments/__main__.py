@@ -67,6 +67,19 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """Build one HTML page from stored results: the ledger, every claim with its figure and origin, the disputes.
+
+    Example: gapsim report --out report
+    """
+
+    out: Path = Path("figures")
+    """Folder for index.html; the page needs no other file, no network and no script."""
+    results: Path = Path("figures")
+    """Folder that holds the results (.nc)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """Train every point of a grid, in chunks that survive Ctrl-C and a kill; the same command continues.
 
@@ -115,6 +128,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Close, tyro.conf.subcommand("close")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
@@ -123,6 +137,18 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command; quiet when whoever reads the output, `head` for one, has read enough."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at exit
+        return 128 + 13  # as a shell names a process that a closed pipe ended
+
+
+def _main(arguments: list[str] | None) -> int:
     """Parse, run, and turn what a user can mend into one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["sweep"]:
@@ -133,6 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gapsim: stopped; what was finished is stored", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"gapsim: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -186,6 +214,7 @@ def _run(command: Run) -> int:
         rows += _ledger.judge(stem, data, seconds)
     print(_ledger.ledger_table(rows))
     print(f"\nfigures and results: {command.out.resolve()}")
+    _report(Report(out=command.out, results=command.out))
     return 0 if all(map(_ledger.as_expected, rows)) else 1
 
 
@@ -227,6 +256,13 @@ def _figures(command: Figures) -> int:
         data = load_dataset(command.out / f"{stem}.nc")
         for path in save_figure(_ledger.load(stem).draw, data, command.out / stem):
             print(path)
+    return 0
+
+
+def _report(command: Report) -> int:
+    from experiments import _report
+
+    print(f"open {_report.build(command.results, command.out).resolve()}")
     return 0
 
 
@@ -293,6 +329,7 @@ _COMMANDS = {
     Verify: _verify,
     List: _list,
     Figures: _figures,
+    Report: _report,
     Diagnose: run_diagnose,
     Close: run_close,
     Sweep: _sweep,

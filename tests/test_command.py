@@ -102,7 +102,8 @@ def test_figures_redraws_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["verify"], ["list"], ["figures"], ["diagnose"], ["close"], ["sweep"], ["bench"]]
+    "command",
+    [[], ["run"], ["verify"], ["list"], ["figures"], ["report"], ["diagnose"], ["close"], ["sweep"], ["bench"]],
 )
 def test_help_imports_nothing_heavy(command):
     """Neither JAX nor flax nor xarray: --help answers at once."""
@@ -116,3 +117,19 @@ def test_help_imports_nothing_heavy(command):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Example" in done.stdout or not command
+
+
+@pytest.mark.parametrize("command", ["--help", "run --help", "list"])
+def test_a_reader_that_stops_early_is_no_error(command):
+    """`gapsim --help | head -1`: not a word on standard error, whenever the pipe closes."""
+    program = f"{sys.executable} -m experiments {command}"
+    done = subprocess.run(
+        ["bash", "-c", f"{program} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    assert len(done.stdout) == 1
+    closed = subprocess.run(
+        ["bash", "-c", f"{program} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=120
+    )
+    assert closed.stderr == ""
+    assert {done.returncode, closed.returncode} <= {0, 141}

@@ -1,0 +1,192 @@
+"""One page from stored results: the ledger, what holds and what does not, and one section per claim.
+
+Everything is judged and drawn from what is stored; nothing is measured again. The page needs no other file, no network
+and no script.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from experiments import _ledger
+from experiments._report_figures import draw_svg
+from experiments._report_text import set_number, set_text
+
+# (result, module with draw and CAPTION, title, command): what is measured beside the claims.
+EXTRAS = (
+    ("real_embeddings", "_real_page", "Closing the gap of real embeddings", "python -m experiments._real_embeddings FOLDER"),
+    ("performance", "_bench", "Speed of the engine", "gapsim bench"),
+    ("performance", "_cost_model", "What a step costs, and on other machines", "gapsim bench"),
+)  # fmt: skip
+VERDICTS = {"holds": "●", "holds if": "◐", "refuted": "✕"}  # a shape for each, for those who do not see colours
+PAGE = "index.html"
+# What the error of each kind of check is measured in, and what its tolerance means.
+KINDS = {
+    "identity": ("relative", "largest difference over the largest prediction"),
+    "absolute": ("absolute", "largest difference, in the unit of what is measured; counts must be exact"),
+    "monte_carlo": ("standard errors", "largest difference over its own standard error"),
+    "slope": ("in the exponent", "difference between the measured and the predicted exponent of a power law"),
+    "monotone": ("standard errors", "largest step against the predicted direction; 0 or less: none"),
+}
+
+
+def build(results: Path, out: Path) -> Path:
+    """Write the page `out/index.html` from the results (.nc) in the folder `results`; returns its path.
+
+    Raises:
+        ValueError: no result is stored, or one cannot be read, judged or drawn; says how to make it again.
+        OSError: `out` cannot be written.
+    """
+    from simulator.store import require_writable, whole_file
+
+    require_writable(out / PAGE)
+    stems = _ledger.stems()
+    if not any((results / f"{stem}.nc").exists() for stem in stems):
+        raise ValueError(
+            f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out {results}` first, or name the "
+            "folder that holds them with --results"
+        )
+    page = render([claim_section(stem, results) for stem in stems], disputes(results), extras(results))
+    with whole_file(out / PAGE) as draft:
+        draft.write_text(page, encoding="utf-8")
+    return out / PAGE
+
+
+def claim_section(stem: str, results: Path) -> dict[str, Any]:
+    """What the page says about one claim; without rows and figure where nothing is stored."""
+    from simulator.store import load_dataset
+
+    module = _ledger.load(stem)
+    claim, path = module.CLAIM, results / f"{stem}.nc"
+    section = dict(
+        id=claim.id, stem=stem, title=claim.title, statement=claim.statement, source=claim.source, assumes=claim.assumes,
+        caption=module.CAPTION, command=f"gapsim verify {claim.id}", rows=[], figure=None, provenance={},
+    )  # fmt: skip
+    if not path.exists():
+        return section
+
+    def read():
+        data = load_dataset(path)
+        rows = [_describe(row) for row in _ledger.judge(stem, data, 0.0)]
+        figure = draw_svg(module.draw, data, claim.id, f"Figure of {claim.id}: {claim.title}")
+        return dict(rows=rows, figure=figure, provenance=_provenance(data.attrs))
+
+    return section | _from(path, read, f"gapsim verify {claim.id} --out {results}")
+
+
+def extras(results: Path) -> list[dict[str, Any]]:
+    """Sections of what is stored beside the claims."""
+    from simulator.store import load_dataset
+
+    sections = []
+    for stem, name, title, command in EXTRAS:
+        path = results / f"{stem}.nc"
+        if not path.exists():
+            continue
+        module = importlib.import_module(f"experiments.{name}")
+
+        def read(module=module, path=path, name=name, title=title):
+            data = load_dataset(path)
+            figure = draw_svg(module.draw, data, f"x{name}", f"Figure: {title}")
+            return dict(figure=figure, provenance=_provenance(data.attrs))
+
+        about = dict(id=f"extra{name}", stem=stem, title=title, caption=module.CAPTION, command=command)
+        sections.append(about | _from(path, read, command))
+    return sections
+
+
+def disputes(results: Path) -> list[dict[str, Any]]:
+    """What the field argues about, each answered from the stored results that it rests on."""
+    try:
+        module = importlib.import_module("experiments._disputes")
+    except ModuleNotFoundError:
+        return []
+    sections = []
+    for dispute in module.DISPUTES:
+        missing = [stem for stem in dispute.stems if not (results / f"{stem}.nc").exists()]
+        about = dict(
+            id=f"dispute-{dispute.name}", question=dispute.question, claims=dispute.claims, missing=missing,
+            caption=dispute.caption,
+        )  # fmt: skip
+
+        def read(dispute=dispute, about=about):
+            figure = draw_svg(dispute.draw, results, about["id"], f"Figure: {dispute.question}")
+            return dict(answer=dispute.answer(results), figure=figure)
+
+        command = f"gapsim verify {' '.join(dispute.stems)} --out {results}"
+        sections.append(about | ({} if missing else _from(results, read, command)))
+    return sections
+
+
+def _from(path: Path, read: Callable[[], dict[str, Any]], command: str) -> dict[str, Any]:
+    try:
+        return read()
+    except Exception as error:  # whatever is wrong with a file: the user needs its name and how to make it again
+        raise ValueError(
+            f"{path} cannot be read, judged and drawn ({type(error).__name__}: {error}); it is damaged, or older than this "
+            f"code: write it again with `{command}`"
+        ) from error
+
+
+def _describe(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the ledger with its name and kind apart, and what it says of itself."""
+    name, _, kind = row["check"].removesuffix("]").rpartition(" [")
+    unit = KINDS[kind][0]
+    if kind == "monotone":
+        predicted = Markup({1: "rises", -1: "falls"}.get(int(row["predicted"]), "any"))
+        measured = Markup("{} from first to last").format(_signed(row["measured"]))
+    else:
+        predicted, measured = set_number(row["predicted"], 5), set_number(row["measured"], 5)
+    error = Markup("no trend") if kind == "monotone" and row["error"] is None else set_number(row["error"], 2)
+    return dict(effect="") | row | dict(
+        name=name, kind=kind, unit=unit, predicted=predicted, measured=measured, error=error,
+        tolerance=set_number(row["tolerance"], 2), control_error=set_number(row["control_error"], 3),
+        good=_ledger.as_expected(row),
+    )  # fmt: skip
+
+
+def _signed(value: float) -> Markup:
+    return Markup("{}{}").format("+" if value > 0 else "", set_number(value, 3))
+
+
+def _provenance(attributes: dict[str, Any]) -> dict[str, str]:
+    """What made a stored result: commit, versions, precision, platform, and its configuration as indented JSON."""
+    kept = {
+        name: str(attributes[name]) for name in ("commit", "versions", "precision", "platform") if name in attributes
+    }
+    if "python" in attributes:
+        kept["versions"] = f"Python {attributes['python']}, {kept.get('versions', '')}"
+    if "config" in attributes:
+        config = json.loads(attributes["config"])
+        kept["config"] = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items() if name != "type")
+    return kept
+
+
+def render(sections, arguments, more) -> str:
+    """The page as HTML."""
+    import jinja2
+
+    from simulator.store import provenance
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    ids = {section["id"] for section in sections}
+    environment.filters["formulas"] = lambda text: set_text(text, ids)
+    rows = [row for section in sections for row in section["rows"]]
+    here = provenance()
+    return environment.get_template("report.html.jinja").render(
+        sections=sections, disputes=arguments, extras=more, rows=rows, verdicts=VERDICTS, kinds=KINDS,
+        counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
+        of=lambda section: Counter(row["verdict"] for row in section["rows"]),
+        measured=[section for section in sections if section["rows"]],
+        judged=dict(commit=here["commit"], versions=here["versions"]),
+    )  # fmt: skip

@@ -1,0 +1,298 @@
+"""The page of `gapsim report`: one file, whole, honest about what is missing or damaged, and safe to open."""
+
+import dataclasses
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import simulator as sim
+from experiments import _ledger, _report, clean_invariance
+from experiments.__main__ import main
+from experiments._report_figures import draw_svg
+from experiments._report_text import set_number, set_text
+
+FIGURES = Path(__file__).parents[1] / "figures"
+MEASURED = ("clean_invariance", "constant_gap")  # quick to draw; every kind of verdict is among their checks
+LARGEST = 3_000_000  # bytes
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, and the text outside <style>."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text, self.styles, self._in_style = "", "", False
+        self.feed(str(page))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._in_style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._in_style = False
+
+    def handle_data(self, data):
+        if self._in_style:
+            self.styles += data
+        else:
+            self.text += data
+
+
+def faults(page: str) -> list[str]:
+    """What keeps a page from standing alone: names used twice, links to nothing, scripts, what it would have to fetch,
+    figures without a name, and its size."""
+    read = _Page(page)
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    found = [f"id {name} twice" for name in set(ids) if ids.count(name) > 1]
+    for tag, attributes in read.tags:
+        found += [f"script {tag} {name}" for name in attributes if name.startswith("on")]
+        if tag in ("script", "iframe", "object", "embed"):
+            found.append(f"script or frame: {tag}")
+        for name in ("src", "href", "xlink:href", "data", "srcset"):
+            target = attributes.get(name)
+            if target is None or target.startswith("data:"):
+                continue
+            if target.startswith("#"):
+                found += [] if target[1:] in ids else [f"link to nothing: {target}"]
+            elif not (tag == "a" and re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}", target)):
+                found.append(f"fetches {target}")
+        for target in re.findall(r"url\(([^)]*)\)", " ".join(attributes.values())):
+            found += [] if target[1:] in ids else [f"link to nothing: {target}"]
+        if tag in ("svg", "img") and not (attributes.get("aria-label") or attributes.get("alt")):
+            found.append(f"{tag} without a name")
+    found += [f"fetches {word}" for word in re.findall(r"@import|url\((?!data:|#)", read.styles)]
+    if len(page.encode()) >= LARGEST:
+        found.append("too large")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("results")
+    for stem in MEASURED:
+        shutil.copy(FIGURES / f"{stem}.nc", folder)
+    assert main(["report", "--results", str(folder), "--out", str(folder / "page")]) == 0
+    return (folder / "page" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_stands_alone(page):
+    assert faults(page) == []
+    assert page.count("<svg") == len(MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("</main>", '<p id="C5"></p></main>', "id C5 twice"),
+        ("</main>", '<a href="#C99">C99</a></main>', "link to nothing: #C99"),
+        ("</main>", "<script>alert(1)</script></main>", "script or frame: script"),
+        ("</main>", '<p onclick="alert(1)"></p></main>', "script p onclick"),
+        ("</main>", '<img alt="a" src="https://example.org/a.png"></main>', "fetches https://example.org/a.png"),
+        ("</main>", '<img alt="a" src="a.png"></main>', "fetches a.png"),
+        ("</main>", '<a href="compression.pdf">a file beside</a></main>', "fetches compression.pdf"),
+        ("<style>", "<style>@import 'a.css';", "fetches @import"),
+        ("<style>", "<style>p { background: url(a.png) }", "fetches url("),
+        ("</main>", "<svg></svg></main>", "svg without a name"),
+        ("</main>", f"{'x' * LARGEST}</main>", "too large"),
+    ],
+)
+def test_the_check_catches_what_would_not_stand_alone(page, old, new, fault):
+    assert fault in faults(page.replace(old, new, 1))
+
+
+def test_every_claim_has_its_section_with_all_that_was_promised(page):
+    text = " ".join(_Page(page).text.split())
+    for stem in _ledger.stems():
+        claim = _ledger.load(stem).CLAIM
+        section = page[page.index(f'<section class="claim" id="{claim.id}"') :].split("</section>")[0]
+        shown = " ".join(_Page(section).text.split())
+        for words in (f"{claim.id} · {claim.title}", f"gapsim verify {claim.id}", f"tests/theorems/test_{stem}.py"):
+            assert words in shown
+        assert ("<svg" in section) == (stem in MEASURED)
+        assert ("Not measured yet" in shown) == (stem not in MEASURED)
+        for name in ("Commit", "Versions", "Precision", "Configuration", "✓ rejected", "Predicted"):
+            assert (name in shown) == (stem in MEASURED), (stem, name)
+    rows = [row for stem in MEASURED for row in _ledger.judge(stem, _stored(stem), 0.0)]
+    for verdict, shape in _report.VERDICTS.items():
+        number = sum(row["verdict"] == verdict for row in rows)
+        assert number > 0
+        assert text.count(f"{shape} {verdict}") >= number  # in words and in shape, whatever the colour
+    assert f"{len(rows)} checks" in text
+    assert "controls are rejected" in text
+    assert "NOT" not in text.split("Ledger")[0].replace("NOT measured", "")
+
+
+def _stored(stem):
+    from simulator.store import load_dataset
+
+    return load_dataset(FIGURES / f"{stem}.nc")
+
+
+def test_a_verdict_that_was_not_expected_and_a_control_that_passes_are_said_at_the_top():
+    section = _report.claim_section("clean_invariance", FIGURES)
+    section["rows"][0] |= dict(verdict="refuted", good=False)
+    section["rows"][1] |= dict(control_rejected=False, good=False)
+    top, rest = _report.render([section], [], []).split('id="ledger"')
+    assert "1 controls NOT rejected" in _Page(top).text.replace("\xa0", " ")
+    assert "2 checks are NOT as expected" in _Page(top).text.replace("\xa0", " ")
+    assert "expected: holds" in rest
+    assert "NOT rejected" in rest
+
+
+def test_what_claims_say_is_escaped(monkeypatch):
+    bad = '<script>alert("1")</script> & <img src=x onerror=alert(1)> x_k'
+    claim = clean_invariance.CLAIM
+    changed = {f.name: bad for f in dataclasses.fields(claim) if f.name not in ("id", "expected")}
+    monkeypatch.setattr(clean_invariance, "CLAIM", dataclasses.replace(claim, **changed))
+    monkeypatch.setattr(clean_invariance, "CAPTION", bad)
+    page = _report.render([_report.claim_section("clean_invariance", FIGURES)], [], [])
+    assert faults(page) == []
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;") >= 8  # summary, ledger (twice), and the section's five
+    assert page.count("<i>x</i><sub><i>k</i></sub>") >= 4
+
+
+def _cut(path: Path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _other_results(path: Path):
+    shutil.copy(FIGURES / "constant_gap.nc", path)
+
+
+@pytest.mark.parametrize("spoil", [_cut, lambda path: path.write_text("no netCDF"), _other_results])
+def test_a_damaged_result_is_named_with_the_command_that_mends_it(spoil, tmp_path, capsys):
+    shutil.copy(FIGURES / "clean_invariance.nc", tmp_path)
+    spoil(tmp_path / "clean_invariance.nc")
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'clean_invariance.nc'} cannot be read, judged and drawn" in error
+    assert f"gapsim verify C5 --out {tmp_path}" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_no_results_or_nowhere_to_write(tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "holds no stored results" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["report", "--results", str(FIGURES), "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_run_ends_by_naming_the_page_to_open(tmp_path, monkeypatch, capsys):
+    for stem in ("gap_emergence", "robustness_monotone", "clean_invariance"):
+        shutil.copy(FIGURES / f"{stem}.nc", tmp_path)
+    monkeypatch.setattr("experiments.__main__._use_all_cores", lambda: None)
+    monkeypatch.setattr(_ledger, "run", lambda stem, **_: (_stored(stem), 0.0))
+    assert main(["run", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"open {tmp_path / 'index.html'}"
+    assert faults((tmp_path / "index.html").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("x_k and e^{−C}", "<i>x</i><sub><i>k</i></sub> and <i>e</i><sup>−<i>C</i></sup>"),
+        ("h ∝ s^(−1/κ)", "<i>h</i> ∝ <i>s</i><sup>−1/<i>κ</i></sup>"),
+        ("w^−3/2, 1e-05, 3e4", "<i>w</i><sup>−3/2</sup>, 10<sup>−5</sup>, 3 × 10<sup>4</sup>"),
+        ("α g' of the claim's 'orthogonal to g'", "<i>α</i>&nbsp;<i>g</i>′ of the claim’s ‘orthogonal to <i>g</i>’"),
+        ("(a) A gap, i.e. a way; A/n >= 0", "(a) A gap, i.e. a way; <i>A</i>/<i>n</i> ≥ 0"),
+        ("Fig. 2b, ViT-B/32, C2T", "Fig. 2b, ViT-B/32, C2T"),
+        ("as N2 (not N3)", 'as <a href="#N2">N2</a> (not N3)'),
+        ("(arXiv 2203.02053)", '(<a href="https://arxiv.org/abs/2203.02053">arXiv 2203.02053</a>)'),
+        (
+            "`gapsim run`; simulator/theory/gap_law.py.",
+            "<code>gapsim run</code>; <code>simulator/theory/gap_law.py</code>.",
+        ),
+        ("a < b & c", "a &lt; <i>b</i> &amp; <i>c</i>"),
+    ],
+)
+def test_formulas_are_set(text, html):
+    assert set_text(text, {"N2"}) == html
+
+
+@pytest.mark.parametrize("stem", _ledger.stems())
+def test_setting_loses_no_letter_of_a_claim(stem):
+    module = _ledger.load(stem)
+    claim = module.CLAIM
+    for text in (claim.statement, claim.source, claim.assumes, module.CAPTION):
+        shown = _Page(set_text(text, {"N2"})).text
+        plain = lambda words: re.sub(r"[\W_]+", "", re.sub(r"\b1e-0*(\d)", r"10\1", words))  # noqa: E731
+        assert plain(shown) == plain(text)
+        assert not re.search(r"[\w)]_\{|\^[{(\w−]", shown), shown
+
+
+@pytest.mark.parametrize(
+    ("value", "html"),
+    [
+        (0.0, "0"),
+        (1.00045, "1.0005"),
+        (-0.25, "−0.25"),
+        (20639.0, "20,639"),
+        (2.2034e-15, "2.2034 × 10<sup>−15</sup>"),
+        (-3e8, "−3 × 10<sup>8</sup>"),
+        (None, "∞"),
+    ],
+)
+def test_numbers_are_set(value, html):
+    assert set_number(value, 5) == html
+
+
+def test_figures_keep_their_marks_and_lose_their_weight():
+    import matplotlib.pyplot as plt
+
+    def draw(count):
+        figure, axis = plt.subplots()
+        axis.plot(np.arange(5), marker="o", label="measured")
+        axis.scatter(*np.random.default_rng(0).normal(size=(2, count)))
+        axis.set(xlabel="time $t_0$", title="a < b")
+        axis.legend(loc="upper left")
+        return figure
+
+    few, again, many = draw_svg(draw, 50, "A", "t"), draw_svg(draw, 50, "A", "t"), draw_svg(draw, 20_000, "B", "t")
+    assert few == again  # the same numbers give the same bytes
+    assert few.count("<use") >= 55
+    assert "<image" not in few
+    assert many.count("<image") == 1  # thousands of points become an image
+    assert len(many) < 400_000
+    for name in re.findall(r' id="([^"]+)"', few):
+        assert name.startswith("A-")
+        assert f"#{name}" in few
+    assert not re.search(r"\d\.\d{3,}[ \"L]", re.sub(r'transform="[^"]*"', "", few))
+    assert "measured</text>" in few
+    assert "a &lt; b</text>" in few
+    assert faults(few + many) == []
+
+
+def test_what_is_measured_beside_the_claims(tmp_path):
+    (more,) = (section for section in _report.extras(FIGURES) if section["stem"] == "real_embeddings")
+    assert _report.extras(tmp_path) == []
+    page = _report.render([], [], [more])
+    assert faults(page) == []
+    assert "Closing the gap of real embeddings" in page
+
+
+def test_disputes_are_answered_from_what_they_rest_on(tmp_path, monkeypatch):
+    def draw(folder):
+        assert folder == tmp_path
+        return clean_invariance.draw(_stored("clean_invariance"))
+
+    about = dict(name="cost", question="Does closing cost x_k?", claims=("C5",), caption="c", draw=draw)
+    answered = SimpleNamespace(**about, stems=("clean_invariance",), answer=lambda folder: "No: 0 < 1 decisions.")
+    waiting = SimpleNamespace(**about | dict(name="open"), stems=("clean_invariance", "simplex"), answer=None)
+    monkeypatch.setitem(sys.modules, "experiments._disputes", SimpleNamespace(DISPUTES=(answered, waiting)))
+    shutil.copy(FIGURES / "clean_invariance.nc", tmp_path)
+    page = _report.render([_report.claim_section("clean_invariance", tmp_path)], _report.disputes(tmp_path), [])
+    assert faults(page) == []
+    assert page.count("<svg") == 2
+    assert "No: 0 &lt; 1 decisions." in page
+    assert page.count("closing cost <i>x</i><sub><i>k</i></sub>?") == 2
+    assert "no results of <code>simplex</code> are stored" in page
