@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,11 +10,14 @@ import simulator as sim
 from experiments._galleries import nearest_rows, prototypes
 from experiments._held_out import train
 from experiments._towers import stack, start
-from experiments._trends import worst
+from experiments._trends import stated, worst
+from simulator.robustness import changed_decisions
 
 FEW = 10  # classes of a small gallery
 RANGES = ("fixed", "minmax", "per_dimension")
 BASES = ("spread", "one coordinate")
+UNTOUCHED = ("queries", "shared", "within the centred span", "orthogonal to g'")
+NEAR_MISSES = ("orthogonal to g", "within the uncentred span", "every row")
 WIDTH = 64  # of the towers: more classes than this span every direction that a tower reaches
 PER_CLASS = 8  # pairs behind a prototype, and queries
 
@@ -99,6 +103,15 @@ def trend(values, errors, which=None):
     curves = [v.values.reshape(-1, len(at)) for v in (values, errors)]
     chosen = np.flatnonzero(np.ones(len(curves[0])) if which is None else which.values)
     return worst(sim.Check("monotone", signs, curves[0][i], 4.0, curves[1][i], at) for i in chosen)
+
+
+def gained(values, errors) -> str:
+    """The largest change from 0 to 1 along the last axis, with its standard error, as text."""
+    at = values.dims[-1]
+    change = (values.sel({at: 1.0}) - values.sel({at: 0.0})).values
+    error = np.hypot(errors.sel({at: 1.0}), errors.sel({at: 0.0})).values
+    largest = np.unravel_index(np.argmax(np.abs(change)), change.shape)
+    return stated(change[largest], error[largest])
 
 
 def exact_mean(gallery, queries, sigma: float) -> float:
@@ -235,3 +248,29 @@ def rounded(config, galleries) -> dict:
         twice_rounded=(axes, twice.mean(axis=0)),
         step_over_difference=(("bins",), steps / min(smallest_difference(gallery) for gallery, _ in ends)),
     )  # fmt: skip
+
+
+def _noise_model(kind: str, sigma: float, closer, gallery) -> sim.GaussianNoise:
+    return {
+        "within the centred span": sim.GaussianNoise(sigma, within=gallery - gallery.mean(axis=0)[None, :]),
+        "within the uncentred span": sim.GaussianNoise(sigma, within=gallery),
+        "orthogonal to g'": sim.GaussianNoise(sigma, orthogonal_to=closer.direction_),
+        "orthogonal to g": sim.GaussianNoise(sigma, orthogonal_to=closer.gap_),
+        "every row": sim.GaussianNoise(sigma, within=np.eye(gallery.shape[1])),  # one program for all projections
+    }.get(kind) or sim.GaussianNoise(sigma, on=kind)
+
+
+def untouched(config, galleries) -> dict:
+    """Share of noisy decisions at the first variance that differ between the gallery and the moved one under the same
+    draws, over all seeds, and their number: for noise that closing cannot touch, and its near misses."""
+    kinds, sigma = (*UNTOUCHED, *NEAR_MISSES), config.variances[0] ** 0.5
+    changes, total = np.zeros((len(kinds), len(config.alphas)), int), 0
+    for i, (gallery, queries, _) in enumerate(galleries):
+        closer, key = sim.GapCloser().fit(gallery, queries), jax.random.fold_in(jax.random.key(config.seed), i)
+        total += config.num_paired_draws * len(queries)
+        for j, kind in enumerate(kinds):
+            noise = _noise_model(kind, sigma, closer, gallery)
+            for k, alpha in enumerate(config.alphas):
+                moved, draws = closer.transform(gallery, alpha), dict(num_draws=config.num_paired_draws, key=key)
+                changes[j, k] += changed_decisions(gallery, moved, queries, noise=noise, **draws)
+    return dict(paired_changes=(("noise", "alpha"), changes), paired_decisions=((), total))

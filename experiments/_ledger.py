@@ -86,7 +86,9 @@ def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
                 error=_finite(row.test.error()),
                 tolerance=float(row.test.tolerance),
                 verdict=row.verdict(),
+                assumed=claim.assumes,
                 condition=row.condition,
+                effect=row.effect,
                 expected=expected,
                 control=row.control_name,
                 control_error=_finite(row.control.error()),
@@ -135,6 +137,7 @@ def ledger_table(rows: list[dict[str, Any]]) -> str:
     lines = [
         [
             row["claim"],
+            row["stem"],
             row["check"],
             number(row["predicted"]),
             number(row["measured"]),
@@ -146,8 +149,28 @@ def ledger_table(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    header = ["claim", "check", "predicted", "measured", "error", "tolerance", "verdict", "control rejected", "s"]
-    conditions = [
-        f"{row['claim']}: {row['check']} holds if {row['condition']}" for row in rows if row["verdict"] == "holds if"
+    header = [
+        "claim",
+        "name",
+        "check",
+        "predicted",
+        "measured",
+        "error",
+        "tolerance",
+        "verdict",
+        "control rejected",
+        "s",
     ]
-    return "\n".join([table(header, lines), *conditions])
+    return "\n".join([table(header, lines), *map(reason, filter(needs_reason, rows))])
+
+
+def needs_reason(row: dict[str, Any]) -> bool:
+    """Whether a row says more than that its statement holds as it stands."""
+    return row["verdict"] != "holds" or bool(row["effect"])
+
+
+def reason(row: dict[str, Any]) -> str:
+    """Why a row does not simply hold: its condition, what was measured and how large the effect is, what was assumed."""
+    verdict = {"holds": "holds:", "holds if": "holds if", "refuted": "is refuted:"}[row["verdict"]]
+    parts = [f"{verdict} {row['condition']}".rstrip(" :"), f"measured: {row['effect']}", f"assumed: {row['assumed']}"]
+    return f"{row['claim']} {row['stem']}: {row['check']} {'; '.join(parts)}"

@@ -1,4 +1,5 @@
-"""Trends over seeds: one test for "rises" and "falls", and an estimate of the gap without its sampling error."""
+"""Trends over seeds: one test for "rises" and "falls", an estimate of the gap without its sampling error, and numbers with
+their uncertainty as text."""
 
 from __future__ import annotations
 
@@ -45,7 +46,22 @@ def worst(checks) -> sim.Check:
 def spread(values) -> str:
     """Mean ± standard error over seeds, as text."""
     values = np.ravel(np.asarray(values, float))
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / values.size**0.5:.3f}"
+    return stated(values.mean(), values.std(ddof=1) / values.size**0.5)
+
+
+def stated(value: float, error: float) -> str:
+    """A number ± its standard error (or the bound on its numerical error) as text, to two digits of the error."""
+    value, error = float(value), float(error)
+    if not np.isfinite(value) or not np.isfinite(error) or error < 0:
+        raise ValueError(f"a number with its uncertainty is needed, not {value} ± {error}")
+    size = max(abs(value), error)
+    if size >= 1e5 or 0 < size < 1e-3:
+        power = int(np.floor(np.log10(size)))
+        return f"({stated(value / 10.0**power, error / 10.0**power)})·10^{power}"
+    if error == 0:
+        return f"{value:.4g} ± 0"
+    digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 6))
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if error >= 1e-6 else f"{value:.6g} ± {error:.0e}"
 
 
 def unbiased_gap(data):

@@ -10,6 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import _figures
+from experiments._trends import stated
 from simulator.theory import limits
 
 CLAIM = sim.Claim(
@@ -217,6 +218,13 @@ def judge(data) -> list[sim.Row]:
         return sim.Check("absolute", predicted[chosen], grid(data.optimal)[chosen], 0.05)
 
     wide, narrow = ratio >= 25, ratio <= 1
+
+    def farthest(chosen):
+        """Loss less log n less the limit where it is largest, with n e^C."""
+        off = np.where(chosen, grid(data.optimal) - data.limit.values[:, None], 0.0)
+        at = np.unravel_index(np.argmax(np.abs(off)), off.shape)
+        return f"{stated(off[at], grid(data.optimal_error)[at])} at n e^C = {ratio[at]:.2g}"
+
     near = [flawed("flawed_near_miss", kind) for kind in ("gap", "angle", "concentration")]
     return [
         sim.Row(
@@ -256,6 +264,7 @@ def judge(data) -> list[sim.Row]:
             "the sphere of one dimension more",
             outside=limit_alone("limit", narrow),
             condition="n ≫ e^{−C}; below e^{−C} pairs the limit asks for a negative loss",
+            effect=f"loss less log n less the limit, in nats: {farthest(wide)}, {farthest(narrow)}",
         ),
     ]
 

@@ -112,7 +112,7 @@ def measure(config: Config, *, progress: bool = False):
             direction=["g'", "g"],
             alpha=list(config.alphas),
         ),
-        attrs=dict(query_norm=config.query_norm, decisions=config.num_draws * config.num_queries),
+        attrs=dict(query_norm=config.query_norm, num_queries=config.num_queries),
     )
 
 
@@ -162,6 +162,9 @@ def judge(data) -> list[sim.Row]:
         violation = np.maximum(data.flip_score_gap - norm * data.flip_norm_gap, 0.0)
         return sim.Check("absolute", np.zeros(data.sizes["flip"]), violation.values, 1e-12)
 
+    flips = data.renormalized_flips.sel(gallery="random").sum("alpha")
+    asked = int(np.sum(data.alpha != 0)) * data.attrs["num_queries"]
+    counts = {kind: f"{int(flips.sel(renormalized=kind)):,} of {asked:,}" for kind in ("equal norms", "unequal norms")}
     near_misses = {
         "queries": "independent",
         "shared": "independent",
@@ -186,6 +189,8 @@ def judge(data) -> list[sim.Row]:
             "g in place of g'",
             outside=none(data.renormalized_flips.sel(renormalized="unequal norms")),
             condition="all gallery rows have equal norms",
+            effect="decisions changed in the random gallery: "
+            + ", ".join(f"{count} with {kind}" for kind, count in counts.items()),
         ),
         sim.Row(
             "s_j − s_k − ‖y‖·|n_j − n_k| over all flips",

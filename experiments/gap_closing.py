@@ -11,9 +11,12 @@ import simulator as sim
 from experiments import _figures
 from experiments._closing import (
     BASES,
+    NEAR_MISSES,
     RANGES,
+    UNTOUCHED,
     choices,
     exact_mean,
+    gained,
     over_seeds,
     quantized,
     rounded,
@@ -21,10 +24,10 @@ from experiments._closing import (
     trained_galleries,
     trend,
     untold,
+    untouched,
 )
 from experiments._galleries import nearest_rows
-from experiments._trends import worst
-from simulator.robustness import changed_decisions
+from experiments._trends import stated, worst
 
 CLAIM = sim.Claim(
     id="C6",
@@ -52,8 +55,6 @@ CAPTION = (
     "per-dimension range gains nothing and the [min, max] range widens with the shift."
 )
 SIDES = ("both", "queries")
-UNTOUCHED = ("queries", "shared", "within the centred span", "orthogonal to g'")
-NEAR_MISSES = ("orthogonal to g", "within the uncentred span", "every row")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def measure(config: Config, *, progress: bool = False):
         few = next(iter(kinds.values()))
         first = [groups[0] for groups in few]
         parts = _on_other_sides(config, first) | quantized(config, few)
-        parts |= _untouched(config, first[: config.num_exact]) | rounded(config, first[: config.num_exact])
+        parts |= untouched(config, first[: config.num_exact]) | rounded(config, first[: config.num_exact])
     parts |= {
         name: (("kind", *axes), np.stack([p[name][1] for p in by_kind])) for name, (axes, _) in by_kind[0].items()
     }
@@ -181,32 +182,6 @@ def _robustness(config: Config, galleries, on: str, variances):
     return found
 
 
-def _noise_model(kind: str, sigma: float, closer, gallery) -> sim.GaussianNoise:
-    return {
-        "within the centred span": sim.GaussianNoise(sigma, within=gallery - gallery.mean(axis=0)[None, :]),
-        "within the uncentred span": sim.GaussianNoise(sigma, within=gallery),
-        "orthogonal to g'": sim.GaussianNoise(sigma, orthogonal_to=closer.direction_),
-        "orthogonal to g": sim.GaussianNoise(sigma, orthogonal_to=closer.gap_),
-        "every row": sim.GaussianNoise(sigma, within=np.eye(gallery.shape[1])),  # one program for all projections
-    }.get(kind) or sim.GaussianNoise(sigma, on=kind)
-
-
-def _untouched(config: Config, galleries) -> dict:
-    """Share of noisy decisions at the first variance that differ between the gallery and the moved one under the same
-    draws, over all seeds, and their number: for noise that closing cannot touch, and its near misses."""
-    kinds, sigma = (*UNTOUCHED, *NEAR_MISSES), config.variances[0] ** 0.5
-    changes, total = np.zeros((len(kinds), len(config.alphas)), int), 0
-    for i, (gallery, queries, _) in enumerate(galleries):
-        closer, key = sim.GapCloser().fit(gallery, queries), jax.random.fold_in(jax.random.key(config.seed), i)
-        total += config.num_paired_draws * len(queries)
-        for j, kind in enumerate(kinds):
-            noise = _noise_model(kind, sigma, closer, gallery)
-            for k, alpha in enumerate(config.alphas):
-                moved, draws = closer.transform(gallery, alpha), dict(num_draws=config.num_paired_draws, key=key)
-                changes[j, k] += changed_decisions(gallery, moved, queries, noise=noise, **draws)
-    return dict(paired_changes=(("noise", "alpha"), changes), paired_decisions=((), total))
-
-
 def judge(data) -> list[sim.Row]:
     """Clean decisions, Gaussian noise, quantisation, choices."""
     kinds = list(data.kind.values)
@@ -244,12 +219,22 @@ def judge(data) -> list[sim.Row]:
     all_alike = spread_out + "on one, all rows err alike along g'"
     costs = "; and the step costs answers, which finer ones hardly do"
     saves = ", and closing has answers to save (too few to tell: "
+    most = [f"{int(v.max())} of {int(data.clean_decisions[0])}" for v in (data.changed[:, -1], data.changed[:, :-1])]
+    by_kind = lambda pick: "largest gain: " + "; ".join(f"{gained(*pick(kind))}, {kind}" for kind in kinds)  # noqa: E731
+
+    def by_basis(bounds):
+        gains = (f"{gained(*by_range(bounds, basis, (8,)))} with g' {basis}" for basis in BASES)
+        return "gain at 8 bins: " + ", ".join(gains)
+
+    coarse = data.isel(bins=0, closing=0)
+    off = stated(coarse.rounded - coarse.predicted_rounded, coarse.rounded_error)
     near_misses = [none(data.paired_changes.sel(noise=[kind])) for kind in NEAR_MISSES]
     return [
         sim.Row(
             "clean decisions changed by α g', all principal directions", none(data.changed.sel(components="all")),
             none(data.changed_by_gap), "moving by g", outside=none(data.changed.isel(components=slice(0, -1))),
             condition="V spans the centred gallery; the top r directions do not suffice",
+            effect=f"at most {most[0]} decisions change at one α, with the top r directions {most[1]}",
         ),
         sim.Row(
             "robustness to noise on the gallery and of a choice of four, every (kind, σ², α), against the exact value",
@@ -262,7 +247,7 @@ def judge(data) -> list[sim.Row]:
         sim.Row(
             "robustness rises to α = 1 and falls after, σ² by σ²: noise on the gallery, noise on both",
             worst([trend(*gaussian(movable), seen), on_side("both")]), on_side("queries"), "noise on the queries alone",
-            outside=trend(*gaussian(stuck)), condition=f"{has_room}{saves}{untold(seen)})",
+            outside=trend(*gaussian(stuck)), condition=f"{has_room}{saves}{untold(seen)})", effect=by_kind(gaussian),
         ),
         sim.Row(
             "noisy decisions changed by α g': noise on queries, shared, in the centred span, orthogonal to g'",
@@ -273,28 +258,33 @@ def judge(data) -> list[sim.Row]:
             f"robustness to quantisation rises to α = 1: fixed range, {', '.join(map(str, data.bins.values[seen_bins]))} bins",
             trend(*every, seen_bins), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("fixed", "one coordinate")), condition=f"{all_alike}{saves}{untold(seen_bins)})",
+            effect=by_basis("fixed"),
         ),
         sim.Row(
             "robustness to fixed-range quantisation against the exact value at σ² = step²/12",
             by_steps(fine, "predicted_rounded"), by_steps(fine, "twice_rounded"), "σ² = step²/6",
             outside=by_steps(~fine, "predicted_rounded"),
             condition="the step is at most twice the smallest difference of two rows per coordinate",
+            effect=f"measured less predicted share of answers at {float(coarse.step_over_difference):.1f} times that difference {off}",
         ),
         sim.Row(
             "robustness to quantisation rises to α = 1: per-dimension range, 8 and 32 bins",
             trend(*by_range("per_dimension")), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("per_dimension", "one coordinate")), condition=all_alike + costs,
+            effect=by_basis("per_dimension"),
         ),
         sim.Row(
             "robustness to quantisation rises to α = 1: [min, max] range, 8 and 32 bins",
             trend(*by_range("minmax")), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("minmax", "one coordinate")),
             condition=spread_out + "a shift of one coordinate widens the range, and so the step, of all" + costs,
+            effect=by_basis("minmax"),
         ),
         sim.Row(
             "choice of four: robustness rises to α = 1 and falls after, σ² by σ²",
             trend(*four("rows", movable), seen_four), trend(*four("query", movable)), "noise on the queries",
             outside=trend(*four("rows", stuck)), condition=f"{has_room}{saves}{untold(seen_four)})",
+            effect=by_kind(lambda kind: four("rows", kind)),
         ),
     ]  # fmt: skip
 

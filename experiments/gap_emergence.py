@@ -11,6 +11,7 @@ import numpy as np
 import simulator as sim
 from experiments import _figures
 from experiments._galleries import default_towers, prototypes
+from experiments._trends import spread
 
 CLAIM = sim.Claim(
     id="C1",
@@ -157,7 +158,23 @@ def judge(data) -> list[sim.Row]:
         ratio = at(final, temperature, wide).gap_norm / at(first, temperature, wide).gap_norm
         return sim.Check("absolute", 0.0, upper(ratio), 0.2)
 
+    def both(values):
+        return " and ".join(spread(values(m)) for m in "xy")
+
+    def at_both(values):
+        return ", ".join(f"{values(at(final, t, wide))} at τ = {t:g}" for t in (cold, hot))
+
+    def growth(value, lowest=False):
+        def over_start(m):
+            values = value(at(data.sel(data=source), cold, wide), m)
+            values = values / values.isel(step=0)
+            return values.min("step") if lowest else values.isel(step=-1)
+
+        return both(over_start)
+
     condition = f"the temperature is small: at τ = {hot:g} it fails"
+    misplaced = at_both(lambda here: spread(1 - here.separability))
+    over_null = at_both(lambda here: both(lambda m: here[f"defect_ratio_{m}"] / here[f"null_defect_ratio_{m}"]))
     return [
         sim.Row(
             "share misplaced by the midpoint rule along the gap",
@@ -166,6 +183,7 @@ def judge(data) -> list[sim.Row]:
             "cones that start together",
             outside=inseparable(hot, wide),
             condition=condition,
+            effect=f"share misplaced {misplaced}",
         ),
         sim.Row(
             "variance along the gap over its null",
@@ -174,6 +192,7 @@ def judge(data) -> list[sim.Row]:
             "a random direction in place of the gap",
             outside=compressed(hot, wide),
             condition=condition,
+            effect=f"gallery and queries {over_null}",
         ),
         sim.Row(
             "absolute variance along the gap, lowest over start",
@@ -186,6 +205,9 @@ def judge(data) -> list[sim.Row]:
             shrunk("end", 1.0, along),
             shrunk("end", 1.0, mean_direction),
             "the mean direction in place of the gap",
+            condition="the variance first falls, then grows with the whole cloud, only less than in other directions",
+            effect=f"gallery and queries {growth(along)} times the start at the end, {growth(along, lowest=True)} at the lowest; "
+            f"the mean direction {growth(mean_direction)} at the end",
         ),
         sim.Row(
             f"gap norm at τ = {hot:g}, end over start",

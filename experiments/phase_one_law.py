@@ -10,6 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import _figures
+from experiments._trends import spread
 from simulator.theory import phase_one
 
 CLAIM = sim.Claim(
@@ -217,11 +218,19 @@ def judge(data) -> list[sim.Row]:
     def rise_in_ratio(predicted):
         return sim.Check("absolute", predicted, 2 * local[1] - local[0], 1 / ratios[0])
 
+    def farthest(part):
+        """Fall over the law where its mean over seeds is farthest from 1, with the place."""
+        ratio = part.fall / part.law
+        off = abs(ratio.mean("seed") - 1)
+        at = ratio.isel(dict(zip(off.dims, np.unravel_index(np.argmax(off.values), off.shape), strict=True)))
+        return f"{spread(at)} at r = {float(at.ratio):g}, ε = {float(at.scale):g}"
+
     return [
         sim.Row(
             f"ln(G₁/G₀) over the law, r ≥ 3, ε ≤ 0.1, d = {data.attrs['embed_dim']:g}", share(wide.fall, wide.law, 0.1),
             share(wide.fall, wide.law_exchanged, 0.1), "G₀² + τ and G₀² − τ exchanged",
             share(close.fall, close.law, 0.1), "r = G₀²/τ ≥ 3",
+            f"fall over the law, farthest from 1: {farthest(wide)}; below r = 3: {farthest(close)}",
         ),
         sim.Row(
             "shortfall over its law, every r < 3, ε ≤ 0.001, mean over seeds",

@@ -10,6 +10,7 @@ import numpy as np
 import simulator as sim
 from experiments import _figures
 from experiments._galleries import nearest_rows, random_classes
+from experiments._trends import stated
 from simulator.theory import monotonicity as theory
 
 CLAIM = sim.Claim(
@@ -304,18 +305,16 @@ def judge(data) -> list[sim.Row]:
         return sim.Check("monotone", np.ones(len(at) - 1), curve, 4.0, errors, at)
 
     rises = [sim.Check("absolute", np.zeros(r.shape), np.maximum(r, 0.0), 1e-10) for r in values["rise"]]
-    mirrors = [
-        sim.Check("monte_carlo", values[name], share_kept, 4.0, query_error) for name in ("mirrored", "mirrored_at_one")
-    ]
+    against = lambda name, measured, error: sim.Check("monte_carlo", values[name], measured, 4.0, error)  # noqa: E731
+    mirrors = [against(name, share_kept, query_error) for name in ("mirrored", "mirrored_at_one")]
     smallest, largest = (
         rise(curve, errors, data.share.values)
         for curve, errors in zip(values["stretch"], values["stretch_error"], strict=True)
     )
     average, up = (values["average"], values["average_error"]), data.alpha.values <= 1.0
-    averages = [
-        sim.Check("monte_carlo", values[name], average[0], 4.0, average[1])
-        for name in ("predicted_average", "aligned_average")
-    ]
+    mixed = rise(average[0][up], average[1][up], data.alpha.values[up])
+    moved = lambda c: stated(c.measured[-1] - c.measured[0], np.hypot(c.standard_error[0], c.standard_error[-1]))  # noqa: E731
+    averages = [against(name, *average) for name in ("predicted_average", "aligned_average")]
     unchanged = [sim.Check("absolute", np.zeros(len(counts)), counts, 0.5) for counts in values["changed"]]
     slope, difference = values["predicted_distribution_slope"], values["predicted_difference"]
     ratio, ones = values["density_ratio"], np.ones(values["density_ratio"].shape)
@@ -342,8 +341,9 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "measured average rises up to min_y α*_y", smallest, largest, "up to max_y α*_y",
-            outside=rise(average[0][up], average[1][up], data.alpha.values[up]),
+            outside=mixed,
             condition="α stays below the smallest α*_y, which is 0 when some queries are of the gallery's own modality",
+            effect=f"change of the average up to min_y α*_y {moved(smallest)}, of the mixed queries' up to α = 1 {moved(mixed)}",
         ),
         sim.Row(
             "measured average over mixed queries at every α against the exact value", *averages,

@@ -10,6 +10,7 @@ import numpy as np
 import simulator as sim
 from experiments import _figures
 from experiments._galleries import core_galleries, random_classes, unit_rows
+from experiments._trends import stated
 from simulator.theory.scoring import cosine_robustness
 from simulator.theory.storage import centred_robustness
 
@@ -205,10 +206,10 @@ def judge(data) -> list[sim.Row]:
         return sim.Check("monte_carlo", predicted.values, here.measured.values, 4.0, here.error.values)
 
     def worst(values, errors, at, signs):
-        # The worst gallery speaks for all.
+        # The worst gallery speaks for all; where one moves against the signs a flat one says less.
         pairs = zip(np.asarray(values), np.asarray(errors), strict=True)
         checks = [sim.Check("monotone", signs, value, 4.0, error, at) for value, error in pairs]
-        return max(checks, key=lambda check: check.error())
+        return max(checks, key=lambda check: (not check.passes(), np.isfinite(check.error()), check.error()))
 
     def over_alpha(values, errors):
         alpha = data.alpha.values
@@ -217,6 +218,11 @@ def judge(data) -> list[sim.Row]:
     def from_start(values, errors):
         pair = [np.stack([a.sel(alpha=0.0), a.sel(alpha=1.0)], axis=-1) for a in (values, errors)]
         return worst(*pair, np.arange(2), np.ones(1))
+
+    def changes(values, errors):
+        (start, end), (first, last) = ([a.sel(alpha=at).values for at in (0.0, 1.0)] for a in (values, errors))
+        pairs = zip(data.gallery.values, end - start, np.hypot(first, last), strict=True)
+        return "; ".join(f"{stated(change, error)}, {name}" for name, change, error in pairs)
 
     def never_below(first, second):
         excess = [f.sel(alpha=1.0).values for f in (second[0] - first[0], np.hypot(first[1], second[1]))]
@@ -255,10 +261,11 @@ def judge(data) -> list[sim.Row]:
             "inner products: how much queries moved by g' beat queries at their mean, at most", never_below(at_mean, by_gap),
             never_below(by_gap, at_mean), "the gap in place of the mean",
         ),
-        # Where the queries' mean is short, y − g' is longer than y: the gap is the wrong vector for queries.
         sim.Row(
             "inner products: moving the queries by g' makes them more robust in every gallery", from_start(*by_gap),
             from_start(*gallery), "moving the gallery",
+            condition="where the queries' mean is short, y − g' is longer than y, and they lose",
+            effect=f"change from α = 0 to 1, by gallery: {changes(*by_gap)}",
         ),
         sim.Row(
             "cosine: decisions that differ from the limit of a gallery α away, exponent in α", slope(data.far_differ),

@@ -10,6 +10,7 @@ import optax
 
 import simulator as sim
 from experiments import _figures
+from experiments._trends import stated
 from simulator.theory.constellations import constellation_margin, predicted_margin_bounds
 from simulator.training import train_replicas
 
@@ -195,14 +196,15 @@ def judge(data) -> list[sim.Row]:
     def outside_bounds(near_miss=False):
         loss, scale, margin = (zero[name].values[np.isfinite(zero.loss.values)] for name in ("loss", "scale", "margin"))
         lower, upper = predicted_margin_bounds(loss, scale, n)
-        upper = lower if near_miss else upper
+        upper = predicted_margin_bounds(n * loss, scale, n)[1] if near_miss else upper
         return sim.Check(
             "absolute", 0.0, float(np.max(np.maximum(np.maximum(lower - margin, margin - upper), 0))), 1e-9
         )
 
     def inseparable(name):
-        here = zero.sel(bias=name)
-        return sim.Check("absolute", 0.0, float(np.sum(here.separable.values == 0)), 0.5)
+        # Without a run at zero loss nothing is shown, so that the count is none.
+        here = zero.separable.sel(bias=name).values
+        return sim.Check("absolute", 0.0, float(np.sum(here == 0)) if runs[name] else np.nan, 0.5)
 
     def at_zero(loss):
         return sim.Check("absolute", 0.0, float(loss), threshold)
@@ -224,7 +226,7 @@ def judge(data) -> list[sim.Row]:
             f"{runs[BIASES[1]]} without, at L < ln 2/n)",
             outside_bounds(),
             outside_bounds(near_miss=True),
-            "the upper bound with n for 1/n",
+            "the upper bound with L for L/n: the largest of n terms, not of n²",
         ),
         sim.Row(
             f"bias 0, n = {n} ≥ d + 2 = {data.attrs['embed_dim'] + 2}: zero-loss runs without a separating direction (gap "
@@ -239,6 +241,9 @@ def judge(data) -> list[sim.Row]:
             at_zero(data.tie_loss),
             at_zero(data.overlap_loss),
             f"m = {float(data.overlap_margin):.3f}",
+            condition="at m = 0 the loss stays above zero by what the logits tied at the level cost",
+            effect=f"least loss {stated(data.tie_loss, abs(data.tie_loss - 4 * threshold))} nats, "
+            f"{float(data.tie_loss) / threshold:.2f} ln 2/n",
         ),
         sim.Row("least loss at m = 0 with four equal logits: 4 ln 2/n", tie(4), tie(2), "two of them counted"),
     ]

@@ -11,6 +11,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import _figures
+from experiments._trends import stated
 from simulator.losses import normalize_rows
 from simulator.theory import landscapes
 
@@ -273,6 +274,13 @@ def judge(data) -> list[sim.Row]:
         # To first order a pull widens the gap by 8 pull ((n−1)τ/n)²/(G w(1−w)): by less than 1e-4 here.
         return sim.Check("identity", noisy[predicted].values, noisy.pulled_gap.values, 1e-3)
 
+    def excess(short, exact):
+        """Smallest loss over the predicted one, with one dimension too few, at its extremes; ± the largest relative error
+        where there are enough."""
+        ratio = (data.smallest / data.predicted).values[short]
+        error = value(exact).error()
+        return " to ".join(stated(r, error * r) for r in (ratio.min(), ratio.max()))
+
     exact, widest = data.sel(wrong_share=0.0), data.widest_free_gap.values
     wrong = data.free_gap.values[widest > 0]
     return [
@@ -283,6 +291,7 @@ def judge(data) -> list[sim.Row]:
             "an orthonormal frame, n/(n−1) → 1",
             outside=value(~gap & ~enough),
             condition="d ≥ n − 1; with one dimension too few the smallest loss is higher",
+            effect=f"with one too few {excess(~gap & ~enough, ~gap & enough)} times the predicted loss",
         ),
         sim.Row(
             "the same with parallel modalities, G = 1 held",
@@ -291,6 +300,7 @@ def judge(data) -> list[sim.Row]:
             "√(1 − γ²) for 1 − γ²: only one modality shrinks",
             outside=value(gap & ~enough),
             condition="d ≥ n; with one dimension too few the smallest loss is higher",
+            effect=f"with one too few {excess(gap & ~enough, gap & enough)} times the predicted loss",
         ),
         sim.Row(
             "smallest loss of free rows that are pulled apart, at the gap they take, relative",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import simulator as sim
-from experiments import _figures
+from experiments import _figures, _trends
 from simulator.losses import logits
 from simulator.theory import potentials
 
@@ -201,6 +201,10 @@ def judge(data) -> list[sim.Row]:
             "potentials G/τ times the residuals in place of 2G/τ",
             outside=residuals(ACROSS),
             condition=f"τ/G² is small; at G = {ACROSS:g} it is {data.attrs['temperature'] / ACROSS**2:g}",
+            effect="relative error "
+            + ", ".join(
+                f"{_trends.spread(relative_errors(data, 'first').sel(gap=g))} at G = {g:g}" for g in (SHOWN, ACROSS)
+            ),
         ),
         sim.Row(
             "diag(r) Q^y = Q^x diag(c) = P: exponent of G in the error of the worse",

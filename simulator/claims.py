@@ -100,6 +100,8 @@ class Check:
             return dataclasses.replace(self, predicted=predicted + shift)
         if self.kind == "monotone":
             shuffled = np.random.default_rng(0).permutation(np.asarray(self.at))
+            if np.array_equal(shuffled, self.at):  # of two labels every other shuffle
+                shuffled = shuffled[::-1]
             return dataclasses.replace(self, at=shuffled)
         return dataclasses.replace(self, predicted=predicted + times * self.tolerance)
 
@@ -110,7 +112,10 @@ class Row:
 
     name: what is compared. test: the check. control: the same check under a near miss, which must fail.
     outside: the same check where the assumption is broken; given, and failing while the test passes, the verdict is
-    "holds if" with `condition` in words.
+    "holds if".
+    condition: in words, what the row needs to hold, or what is the case instead where it is refuted.
+    effect: what was measured with its standard error and how large the effect is, from the data; a row that does not
+    simply hold must have one.
     """
 
     name: str
@@ -119,6 +124,7 @@ class Row:
     control_name: str
     outside: Check | None = None
     condition: str = ""
+    effect: str = ""
 
     def verdict(self) -> Verdict:
         """What the measurement says, whatever was expected."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments._trends import LEVEL, _page_distribution, shuffled, spread, trend, unbiased_gap
+from experiments._trends import LEVEL, _page_distribution, shuffled, spread, stated, trend, unbiased_gap
 
 
 def test_distribution_by_enumeration():
@@ -79,7 +79,29 @@ def test_gap_without_its_sampling_error(rng):
 
 
 def test_spread():
-    assert spread([1.0, 2.0, 3.0]) == "2.000 ± 0.577"
+    assert spread([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.42123, 0.0411, "0.421 ± 0.041"),
+        (396.31, 21.7, "396 ± 22"),
+        (-0.5, 0.31, "-0.50 ± 0.31"),
+        (3.2e-5, 4e-6, "(3.20 ± 0.40)·10^-5"),
+        (2.5e7, 1e6, "(2.50 ± 0.10)·10^7"),
+        (0.25, 2e-16, "0.25 ± 2e-16"),
+        (0.0, 0.0, "0 ± 0"),
+    ],
+)
+def test_stated(value, error, text):
+    assert stated(value, error) == text
+
+
+@pytest.mark.parametrize("error", [np.nan, -1.0, np.inf])
+def test_no_number_without_its_uncertainty(error):
+    with pytest.raises(ValueError, match="uncertainty"):
+        stated(1.0, error)
 
 
 @pytest.mark.parametrize("values", [np.zeros((8, 1)), np.zeros(5), np.full((8, 5), np.nan), np.zeros((8, 4))])

@@ -26,6 +26,10 @@ f = ∇·ξ = 2φ(p)φ(q) − ρ'[φ(p)² + φ(q)²] and M_jk = E φ(p)^j φ(q)^
     third:     k/d²,  k = E f³ + 3 wᵀHw with w = E ξf; wᵀHw = −4s² w_B as w_A − ρ'w_B = s²/2.
 Edgeworth's expansion follows: with u = √d (c − ρ')/s,
     P(T <= c) = Φ(u) − φ(u) [b/s + k(u² − 1)/(6s³)]/√d + O(1/d).
+Over several layers the mean m/d and the variance v/d of what a network adds to the cosine c of the recursion follow
+    m' = b(ρ) + κ₁'(ρ) ρ_c m + ½ κ₁''(ρ) ρ_c² v,   v' = s²(ρ) + (κ₁'(ρ) ρ_c)² v,   ρ_c = dρ/dc,
+with κ₁' = (π − arccos ρ)/π and κ₁'' = 1/(π√(1 − ρ²)), from m = v = 0 at the input. (The norms fluctuate too, but ρ feels
+them through the bias alone, by a share σ_b²/q of the above.)
 """
 
 from __future__ import annotations
@@ -158,6 +162,43 @@ def cosine_by_layer(
         moment_u, moment_v = (product_moment(v, v, v, activation) for v in (var_u, var_v))
         path.append((product / np.sqrt(moment_u * moment_v), moment_u, moment_v))
     return ConePath(*(np.stack(values) for values in zip(*path, strict=True)))
+
+
+def finite_width_shift(path: ConePath, *, width: int, weight_variance: float = 1.0, bias_variance: float = 0.0):
+    """By how much the mean cosine over ReLU networks of a finite width exceeds that of the recursion, layer by layer.
+
+    m/d, m' = b(ρ) + κ₁'(ρ) ρ_c m + ½ κ₁''(ρ) ρ_c² v, v' = s²(ρ) + (κ₁'(ρ) ρ_c)² v (module docstring).
+
+    Args:
+      path: of `cosine_by_layer`, [depth + 1, ...], with these variances.
+      width: d, the number of units of every layer.
+      weight_variance: σ_w² > 0.
+      bias_variance: σ_b² >= 0.
+
+    Returns:
+      The shift, [depth + 1, ...]; 0 at the inputs.
+
+    Raises:
+      ValueError: a width < 1.
+
+    Assumes: ReLU, σ_b² small against the second moments.
+    Error: O(1/d²), and O(σ_b²/(q d)).
+    Source: derived here (module docstring, Finite width).
+    """
+    require_integer("width", width)
+    mean, variance = np.zeros((2, *path.cosine.shape[1:]))
+    shifts = [mean / width]
+    for cosine, moment_u, moment_v in list(zip(*path, strict=True))[:-1]:
+        scale = weight_variance * np.sqrt(moment_u * moment_v)
+        total = np.sqrt((weight_variance * moment_u + bias_variance) * (weight_variance * moment_v + bias_variance))
+        rho = (scale * cosine + bias_variance) / total
+        cumulants = [relu_cosine_cumulants(r) for r in np.ravel(rho)]
+        own, spread = np.array(cumulants)[:, :2].T.reshape(2, *np.shape(rho))
+        slope = (np.pi - np.arccos(rho)) / np.pi * scale / total
+        bend = (scale / total) ** 2 / (np.pi * np.sqrt(1 - rho**2))
+        mean, variance = own + slope * mean + 0.5 * bend * variance, spread + slope**2 * variance
+        shifts.append(mean / width)
+    return np.stack(shifts)
 
 
 def liang_threshold(norm_ratio) -> np.ndarray:

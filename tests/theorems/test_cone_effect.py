@@ -152,6 +152,24 @@ def test_cumulants_are_those_of_random_layers(rng):
     assert abs(skew - third / width**2) < 4 * standard + 0.15 * abs(third) / width**2
 
 
+def test_shift_of_finite_width_over_several_layers():
+    """Width 32: the mean cosine of orthogonal inputs exceeds the recursion by the predicted shift; without what variance
+    and shift of the layers below add, or with half the own shift, it would not."""
+    width, depth, networks = 32, 3, 60_000
+    found = layer_by_layer(
+        two_inputs(1.0, 1.0, 0.0, width), jax.random.key(5), depth=depth, activation="relu", networks=networks,
+        summary=distinct_cosine,
+    )  # fmt: skip
+    path = cones.cosine_by_layer(1.0, 1.0, 0.0, depth=depth)
+    shift = cones.finite_width_shift(path, width=width)
+    own = np.array([0.0, *(cones.relu_cosine_cumulants(float(c))[0] / width for c in path.cosine[:-1])])
+    excess, error = found.mean(axis=0) - path.cosine, found.std(axis=0, ddof=1) / networks**0.5
+    close = 4 * error + 2 / width**2  # the next order
+    assert np.all(np.abs(excess - shift) <= close), (excess, shift, close)
+    assert abs(excess[1] - 0.5 * shift[1]) > close[1]
+    assert abs(excess[-1] - own[-1]) > close[-1]
+
+
 def test_random_cosines_have_the_moments_of_gaussian_directions():
     cosines, weights = cones.random_cosine_quadrature(512)
     np.testing.assert_allclose([weights @ cosines**2, weights @ cosines**4], [1 / 512, 3 / (512 * 514)], rtol=1e-10)

@@ -7,9 +7,20 @@ import pytest
 import xarray as xr
 
 import simulator as sim
-from experiments._closing import choices, exact_mean, over_seeds, random_basis, smallest_difference, told, trend, untold
+from experiments._closing import (
+    NEAR_MISSES,
+    UNTOUCHED,
+    choices,
+    exact_mean,
+    over_seeds,
+    random_basis,
+    smallest_difference,
+    told,
+    trend,
+    untold,
+)
 from experiments._galleries import nearest_rows, random_classes
-from experiments.gap_closing import NEAR_MISSES, QUICK, UNTOUCHED
+from experiments.gap_closing import QUICK
 from simulator.robustness import changed_decisions
 from tests.theorems.common import check_claim, quick_measurement
 

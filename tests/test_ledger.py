@@ -1,0 +1,111 @@
+"""The ledger: every stored measurement judged again, with its reasons, its near misses and its names; and all of it quickly."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import _ledger
+from simulator.store import load_dataset
+
+ROOT = Path(__file__).parents[1]
+STEMS = _ledger.stems()
+QUICK_MINUTES = 8
+# A number with its uncertainty, or an exact count.
+UNCERTAIN = re.compile(r"\d ± \d|\d[\d,]* of \d")
+
+every_claim = pytest.mark.parametrize("stem", STEMS)
+
+
+@functools.cache
+def stored(stem: str):
+    """(judged rows, their lines in the ledger) of figures/<stem>.nc."""
+    data = load_dataset(ROOT / "figures" / f"{stem}.nc")
+    return _ledger.load(stem).judge(data), _ledger.judge(stem, data, 0.0)
+
+
+@every_claim
+def test_stored_measurements_give_the_expected_verdicts(stem):
+    for line in stored(stem)[1]:
+        assert _ledger.as_expected(line), _ledger.reason(line)
+
+
+@every_claim
+def test_a_row_that_does_not_simply_hold_says_why_and_by_how_much(stem):
+    for row, line in zip(*stored(stem), strict=True):
+        if row.verdict() == "holds":
+            continue
+        assert line["condition"], line["check"]
+        assert not line["condition"].startswith(("if", "not")), line["condition"]
+        assert UNCERTAIN.search(line["effect"]), (
+            f"{line['check']}: {line['effect']!r} has no number with its uncertainty"
+        )
+        assert not re.search(r"\b(nan|inf)\b", line["effect"]), line["effect"]
+        assert line["assumed"]
+        said = _ledger.reason(line)
+        assert all(part in said for part in (line["stem"], line["condition"], line["effect"], line["assumed"]))
+
+
+@every_claim
+def test_predictions_off_by_three_tolerances_fail(stem):
+    for row in stored(stem)[0]:
+        if row.verdict() != "refuted":
+            assert not row.test.perturbed().passes(), row.name
+
+
+@every_claim
+def test_near_misses_fail_by_what_was_measured(stem):
+    """Not by a NaN, an empty set or an infinite ratio; only a curve that shows no trend is infinitely far from one."""
+    for row in stored(stem)[0]:
+        for check in filter(None, (row.test, row.control, row.outside)):
+            for values in (check.predicted, check.measured, check.standard_error, check.at):
+                assert values is None or (np.size(values) and np.isfinite(np.asarray(values, float)).all()), row.name
+            assert np.isfinite(check.error()) or check.kind == "monotone", row.name
+        assert not row.control.passes(), row.name
+
+
+@every_claim
+def test_a_row_leads_to_its_code_figure_and_test(stem):
+    readme = (ROOT / "README.md").read_text()
+    for line in stored(stem)[1]:
+        name, claim = line["stem"], line["claim"]
+        for path in (f"experiments/{name}.py", f"figures/{name}.pdf", f"figures/{name}.png", f"figures/{name}.nc"):
+            assert (ROOT / path).exists(), path
+        assert (ROOT / "tests" / "theorems" / f"test_{name}.py").exists(), name
+        assert re.search(rf"^\| {claim} \|.*`gapsim verify {claim}`.*\(figures/{name}\.png\)", readme, re.MULTILINE), (
+            claim
+        )
+    assert f"{name}  " in _ledger.ledger_table(stored(stem)[1])
+
+
+def test_readme_names_no_other_claim():
+    listed = re.findall(r"^\| ([CNP]\d+T?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert listed == [_ledger.load(stem).CLAIM.id for stem in STEMS]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 * QUICK_MINUTES + 240)
+def test_the_quick_ledger_of_all_claims_ends_in_time(tmp_path):
+    """The command as a user calls it: all verdicts as expected, with their reasons, within the time."""
+    file = tmp_path / "ledger.json"
+    command = [sys.executable, "-m", "experiments", "verify", "--quick", "--json", str(file)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    started = time.monotonic()
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
+    )  # fmt: skip
+    minutes = (time.monotonic() - started) / 60
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    lines = json.loads(file.read_text())
+    assert [stem for stem in STEMS if stem in {line["stem"] for line in lines}] == STEMS
+    for line in filter(_ledger.needs_reason, lines):
+        assert UNCERTAIN.search(line["effect"]), line["check"]
+        assert line["check"] in done.stdout
+    assert minutes < QUICK_MINUTES, f"the quick ledger took {minutes:.1f} minutes"
