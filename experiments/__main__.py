@@ -61,7 +61,7 @@ class Figures:
     """
 
     claims: Positional[tuple[str, ...]] = ()
-    """Claims by id or name; none for all that are stored."""
+    """Claims by id or name, or the names of other figures; none for all that are stored."""
     out: Path = Path("figures")
     """Folder that holds the results and receives the figures."""
 
@@ -243,18 +243,13 @@ def _list(command: List) -> int:
 
 
 def _figures(command: Figures) -> int:
-    from experiments import _ledger
-    from experiments._figures import save_figure
-    from simulator.store import load_dataset
+    from experiments import _figures
 
-    found = _ledger.find(command.claims)
-    if not command.claims:
-        found = [stem for stem in found if (command.out / f"{stem}.nc").exists()]
-        if not found:
-            raise ValueError(f"{command.out} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
-    for stem in found:
-        data = load_dataset(command.out / f"{stem}.nc")
-        for path in save_figure(_ledger.load(stem).draw, data, command.out / stem):
+    found = _figures.find(command.claims, command.out)
+    if not found:
+        raise ValueError(f"{command.out} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
+    for name in found:
+        for path in _figures.redraw(name, command.out):
             print(path)
     return 0
 

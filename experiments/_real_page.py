@@ -8,18 +8,20 @@ from experiments import _figures
 from experiments._ledger import table as aligned
 from experiments._real_embeddings import LARGEST, RULES, SCORINGS, SIDES, VARIANCE
 from experiments.compensated_closing import COLORS, draw_trade_off
-from experiments.linear_storage import SHOWN, STORAGES, draw_library
+from experiments.linear_storage import SERIES, STORAGES, draw_library
 
-BARS = dict(zip(RULES, ("#4D4D4D", *_figures.COLORS[:2], _figures.CONTROL, _figures.COLORS[2], "#66C2A4", "#B2E2CD", _figures.COLORS[5]), strict=True))  # fmt: skip
+BLUE, RED, GREEN, _, _, SKY = _figures.COLORS
+COLOR_OF = dict(zip(RULES, ("black", BLUE, RED, _figures.CONTROL, GREEN, GREEN, GREEN, SKY), strict=True))
+FAINT = {"centred, r = 8": 0.6, "centred, r = 32": 0.3}
 CAPTION = (
     "CLIP ViT-B/32 (unit rows) on MSCOCO, 500 images as queries, and VideoCLIP; noise of σ² = 0.0005 per coordinate on the "
-    "rows. (a) Each rule on four galleries (± 4 standard errors where measured, exact otherwise; optimal: at equal power of "
-    "the stored rows, fitted on the same queries). (b) Decisions changed against robustness gained, K = 500. (c) Robustness "
-    "against the shift along g', K = 100, by scoring and side; black: inner products, queries towards their mean. "
-    "(d) Closing over random subsets of captions, ± 4 standard errors over subsets; open: α = 0, filled: α = 1. (e) Answers "
-    "kept after rounding against bytes per row, K = 500: a scale per row in random bases (solid), a range per column "
-    "(dashed), FAISS's quantisers (crosses). (f) VideoCLIP, 8 bins, "
-    "random subsets of ten texts (± 4 standard errors over subsets): answers kept before and after closing; grey: with the "
+    "rows. (a) Each rule on four galleries (bars: ± 4 standard errors over draws, at least 40, where measured; exact "
+    "otherwise; optimal: at equal power of the stored rows, fitted on the same queries). (b) Decisions changed against "
+    "robustness gained, K = 500. (c) Robustness against the shift along g', K = 100, by scoring and side, ± 4 standard errors "
+    "over 40 draws; black: inner products, queries towards their mean. (d) Closing, ± 4 standard errors over 20 random "
+    "subsets of the captions; dashed, open: α = 0, solid, filled: α = 1. (e) Answers kept after rounding against bytes per "
+    "row, K = 500: a scale per row in random bases (solid), a range per column (dashed), FAISS's quantisers. (f) VideoCLIP, "
+    "8 bins, ± 4 standard errors over 60 random subsets of ten texts: answers kept before and after closing; grey: with the "
     "step as it was. The [min, max] range loses because one coordinate sets everybody's step."
 )
 
@@ -36,34 +38,16 @@ def draw(data):
     for rule in ("complement", "compensated", "centred", "optimal"):
         points[rule] = np.array([[0.0, float(here.robustness.sel(rule=rule))]])
     draw_trade_off(trade, points, float(here.robustness.sel(rule="as it is")))
-    trade.set_title("(b) trade-off, K = 500")
-    trade.legend(loc="upper right", fontsize=6)
-    colors = dict(zip(SCORINGS, _figures.COLORS, strict=False))
-    for scoring, words in zip(SCORINGS, ("distance", "inner product", "cosine"), strict=True):
-        for side, style in zip(SIDES, ("-", "--", ":"), strict=True):
-            curve = data.sel(scoring=scoring, side=side)
-            label = f"{words}, {side}"
-            sides.errorbar(
-                data.alpha, curve.by_side, 4 * curve.by_side_error, color=colors[scoring], linestyle=style, marker="o",
-                markersize=2, linewidth=0.9, label=label,
-            )  # fmt: skip
-    sides.errorbar(
-        data.alpha, data.at_mean, 4 * data.at_mean_error, color="black", marker="o", markersize=2, label="mean query"
-    )
-    top = float(max(data.at_mean.max(), data.by_side.max()))
-    sides.set(
-        title="(c) scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0.2, 1.6 * top)
-    )
-    sides.legend(ncols=3, fontsize=5.5, loc="upper center", columnspacing=0.8, handlelength=1.6)
-    for color, size in zip(_figures.COLORS, data["size"].values, strict=False):
-        curve = data.sel(size=size)
+    trade.set_title("trade-off, K = 500")
+    trade.legend(loc="upper right")
+    _draw_sides(sides, data)
+    for i, size in enumerate(data["size"].values):
+        curve, look = data.sel(size=size), _figures.series(i)
         closed, error = curve.base + curve.gain, np.hypot(curve.base_error, curve.gain_error)
-        sizes.errorbar(
-            data.variance, curve.base, 4 * curve.base_error, color=color, marker="o", fillstyle="none", linestyle="--"
-        )
-        sizes.errorbar(data.variance, closed, 4 * error, color=color, marker="o", label=f"K = {size}")
+        sizes.errorbar(data.variance, curve.base, 4 * curve.base_error, fillstyle="none", linestyle="--", **look)
+        sizes.errorbar(data.variance, closed, 4 * error, label=f"K = {size}", **look)
     sizes.set(
-        title="(d) random captions, open and closed",
+        title="random captions, open and closed",
         xscale="log",
         xlabel="σ² per coordinate",
         ylabel="robustness",
@@ -73,42 +57,59 @@ def draw(data):
     order = np.argsort(data.bytes_per_row.values, kind="stable")
     for name in STORAGES:
         kept = data.rounded.sel(storage=name)[order]
-        storage.plot(data.bytes_per_row[order], kept, "o-", color=SHOWN[name], linewidth=0.8, label=name)
+        storage.plot(data.bytes_per_row[order], kept, linewidth=0.8, label=name, **_figures.series(SERIES[name]))
     draw_library(storage, data, 512)
-    storage.set(
-        title="(e) low precision, K = 500", xlabel="bytes per row", ylabel="answers kept", xlim=(170, 560), ylim=(0.55, 1.02)
-    )  # fmt: skip
-    if "library" in data:
-        below = [(n, s, k) for n, (s, k) in zip(data.quantiser.values, data.library.values, strict=True) if s < 170]
-        words = "\n".join(f"{n}, {s:g} bytes: {k:.2f}" for n, s, k in below)
-        storage.text(0.98, 0.36, words, transform=storage.transAxes, fontsize=6, ha="right")
-    storage.legend(loc="lower right", fontsize=6)
+    storage.set(title="low precision, K = 500", xlabel="bytes per row", ylabel="answers kept", ylim=(0.1, 1.03))
+    storage.set_xscale("log", base=2)
+    places = [each for each in (16, 32, 64, 128, 256, 512, 1024) if each <= float(data.bytes_per_row.max())]
+    storage.set_xticks(places, [str(each) for each in places])
+    storage.legend(loc="lower right")
     places = np.arange(data.sizes["range"])
-    for j, (words, color) in enumerate(
-        (("α = 0", BARS["as it is"]), ("α = 1", BARS["complement"]), ("α = 1, old step", _figures.CONTROL))
-    ):
+    for j, (words, color) in enumerate((("α = 0", "black"), ("α = 1", BLUE), ("α = 1, old step", _figures.CONTROL))):
         error = 4 * data.video_error[:, j]
-        video.bar(places + (j - 1) * 0.27, data.video[:, j], 0.27, yerr=error, color=color, label=words)
+        at = places + (j - 1) * 0.27
+        video.bar(at, data.video[:, j], 0.27, color=color, alpha=0.7, label=words)
+        video.errorbar(at, data.video[:, j], error, color="black", linestyle="none", linewidth=0.6)
     video.set_xticks(places, [str(name).replace("_", " ") for name in data.range.values])
     video.set(
-        title="(f) VideoCLIP, 8 bins, K = 10", ylabel="answers kept", ylim=(0, 1.25), yticks=[0, 0.25, 0.5, 0.75, 1]
-    )
+        title="VideoCLIP, 8 bins, K = 10", xlabel="range", ylabel="answers kept", ylim=(0, 1.25),
+        yticks=[0, 0.25, 0.5, 0.75, 1],
+    )  # fmt: skip
     video.legend(ncols=3, loc="upper center", columnspacing=0.8, handlelength=1.0)
-    return figure
+    return _figures.lettered(figure)
+
+
+def _draw_sides(axis, data):
+    """Colour and marker: the scoring; linestyle: the side."""
+    styles = dict(zip(SIDES, ("-", "--", ":"), strict=True))
+    for i, (scoring, words) in enumerate(zip(SCORINGS, ("distance", "inner product", "cosine"), strict=True)):
+        look = _figures.series(i, markersize=2, linewidth=0.9)
+        for side, style in styles.items():
+            curve = data.sel(scoring=scoring, side=side)
+            axis.errorbar(data.alpha, curve.by_side, 4 * curve.by_side_error, linestyle=style, **look)
+        axis.plot([], [], label=words, **look)
+    axis.errorbar(data.alpha, data.at_mean, 4 * data.at_mean_error, color="black", marker="x")
+    axis.plot([], [], color="black", marker="x", label="mean query")
+    for side, style in styles.items():
+        axis.plot([], [], style, color=_figures.CONTROL, linewidth=0.9, label=f"{side} moved")
+    top = float(max(data.at_mean.max(), data.by_side.max()))
+    axis.set(title="scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0.2, 1.5 * top))
+    axis.legend(ncols=2, loc="upper center", columnspacing=0.8)
 
 
 def _draw_rules(axis, data):
     names = [str(name) for name in data.gallery.values]
-    width, places = 0.84 / len(BARS), np.arange(len(names))
-    for j, (rule, color) in enumerate(BARS.items()):
-        here, at = data.sel(rule=rule), places + (j - (len(BARS) - 1) / 2) * width
-        axis.bar(at, here.robustness, width, color=color, label=rule)
+    width, places = 0.84 / len(RULES), np.arange(len(names))
+    for j, (rule, color) in enumerate(COLOR_OF.items()):
+        here, at = data.sel(rule=rule), places + (j - (len(RULES) - 1) / 2) * width
+        axis.bar(at, here.robustness, width, color=color, alpha=FAINT.get(rule, 0.9), label=rule)
         shown = here.error.values > 0
         error = 4 * here.error.values[shown]
         axis.errorbar(at[shown], here.robustness.values[shown], error, color="black", fmt="none", linewidth=0.6)
     axis.set_xticks(places, [name.replace(", ", "\n") for name in names])
-    axis.set(title=f"(a) rules, σ² = {VARIANCE}", ylabel="robustness", ylim=(0, 1.45), yticks=[0, 0.25, 0.5, 0.75, 1])
-    axis.legend(loc="upper center", ncols=3, handlelength=1.0, columnspacing=0.8, fontsize=6)
+    axis.set(title=f"rules, σ² = {VARIANCE}", ylabel="robustness", ylim=(0, 1.45), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set_xlabel("gallery")
+    axis.legend(loc="upper center", ncols=3, handlelength=1.0, columnspacing=0.8, fontsize=_figures.SMALL)
 
 
 def table(data) -> str:

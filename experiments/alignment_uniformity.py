@@ -30,12 +30,13 @@ CLAIM = sim.Claim(
     expected=("holds", "holds", "holds", "holds", "holds", "holds if"),
 )
 CAPTION = (
-    "(a) Mean loss less log n of aligned uniform pairs against n (points, ± 4 standard errors), C + A/n + B/n² (lines, where "
-    "A/n < 2/3), its limit C (dotted), and the bounds of the last case, which hold for every n (band); dashed grey: L = 0. "
-    "(b) Deviation from the limit against n; lines: A/n + B/n²; grey: A without its variance term (dashed), and slope −½ "
-    "(dotted). (c) Loss less log n at the largest n against what is wrong with the pairs (d = 3, τ = 0.2): a gap of parallel "
-    "modalities γ, an angle between partners α/π, a concentration κ/10; lines: predicted; grey: √(1−γ²) for 1−γ². (A gap "
-    "keeps one dimension for itself even at γ = 0.)"
+    "(a) Mean loss less log n of aligned uniform pairs against n (points), C + A/n + B/n² (lines, where A/n < 2/3), its "
+    "limit C (dotted), and the bounds of the last case, which hold for every n (band: the interval between them); dashed "
+    "grey: L = 0. (b) Deviation from the limit against n; lines: A/n + B/n²; grey: A without its variance term (dashed), "
+    "and slope −½ (dotted). (c) Loss less log n at the largest n against what is wrong with the pairs (d = 3, τ = 0.2): a "
+    "gap of parallel modalities γ, an angle between partners α/π, a concentration κ/10; lines: predicted; grey: √(1−γ²) for "
+    "1−γ². (A gap keeps one dimension for itself even at γ = 0.) Bars, mostly smaller than the marker: ± 4 standard errors "
+    "over 64 draws of the pairs, more for small n."
 )
 DIMENSIONS, TEMPERATURE = 3, 0.2  # of the pairs that are not optimal
 WIDTH = 16  # all rows are padded with zeros to so many coordinates, which no cosine feels: one compilation per n
@@ -276,18 +277,19 @@ def draw(data):
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 3.0), layout="constrained")
     grey, size = _figures.CONTROL, data["size"].values
     fine = np.geomspace(size[0] / 1.3, size[-1] * 1.3, 100)
-    for i, color in zip(range(data.sizes["optimum"]), _figures.COLORS, strict=False):
-        here = data.isel(optimum=i)
+    for i in range(data.sizes["optimum"]):
+        here, color = data.isel(optimum=i), _figures.COLORS[i]
+        measured = dict(linestyle="none") | _figures.series(i)
         dimensions, temperature = int(here.dimensions), float(here.temperature)
         law, label = limits.loss_limit(dimensions, temperature), f"d = {dimensions}, τ = {temperature:.3g}"
         near = fine > 1.5 * law.first  # closer the expansion means nothing
         left.plot(fine[near], law.at(fine[near]), color=color, linewidth=0.9)
         left.axhline(law.limit, color=color, linestyle=":", linewidth=0.8)
-        left.errorbar(size, here.optimal, 4 * here.optimal_error, fmt="o", color=color, label=label)
+        left.errorbar(size, here.optimal, 4 * here.optimal_error, label=label, **measured)
         middle.plot(fine[near], law.at(fine[near]) - law.limit, color=color, linewidth=0.9)
         without = np.expm1(-law.limit) / fine[near]
         middle.plot(fine[near], without, "--", color=grey, linewidth=0.7, zorder=0)
-        middle.errorbar(size, here.optimal - law.limit, 4 * here.optimal_error, fmt="o", color=color)
+        middle.errorbar(size, here.optimal - law.limit, 4 * here.optimal_error, **measured)
     left.fill_between(fine, *limits.loss_bounds(dimensions, temperature, fine), color=color, alpha=0.2, linewidth=0)
     left.plot(fine, -np.log(fine), "--", color=grey)
     left.set(xscale="log", xlabel="pairs n", ylabel="loss − log n (nats)")
@@ -296,7 +298,7 @@ def draw(data):
     middle.set(xscale="log", yscale="log", xlabel="pairs n", ylabel="deviation from C (nats)")
     middle.legend(loc="lower left")
     units = dict(gap=(1.0, "gap γ"), angle=(np.pi, "angle/π"), concentration=(10.0, "κ/10"))
-    for color, (kind, (unit, label)) in zip(_figures.COLORS, units.items(), strict=False):
+    for i, (kind, (unit, label)) in enumerate(units.items()):
         here = data.isel(flaw=np.flatnonzero(data.flaw_kind.values == kind))
         at = here.flaw_size.values
         settings, reach = dict(temperature=TEMPERATURE), np.linspace(0 if kind == "gap" else 1e-3, at.max(), 80)
@@ -306,8 +308,9 @@ def draw(data):
             else limits.loss_limit(DIMENSIONS, concentration=v, **settings)
             for v in reach
         ]  # fmt: skip
-        right.plot(reach / unit, [w.at(size[-1]) for w in laws], color=color, linewidth=0.9)
-        right.errorbar(at / unit, here.flawed, 4 * here.flawed_error, fmt="o", color=color, label=label)
+        right.plot(reach / unit, [w.at(size[-1]) for w in laws], color=_figures.COLORS[i], linewidth=0.9)
+        bars = 4 * here.flawed_error
+        right.errorbar(at / unit, here.flawed, bars, linestyle="none", label=label, **_figures.series(i))
         if kind == "gap":
             right.plot(at / unit, here.flawed_near_miss, "x", color=grey)
     right.set(xlabel="size of the flaw", ylabel="loss − log n (nats)")
@@ -315,7 +318,5 @@ def draw(data):
     for axis in (left, middle):
         axis.set_xticks(size[::2], [f"{n}" for n in size[::2]])
         axis.minorticks_off()
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    for axis, letter in zip((left, middle, right), "abc", strict=True):
-        axis.set_title(f"({letter})", loc="left")
-    return figure
+    _figures.legend_above(figure, left, ncols=5)
+    return _figures.lettered(figure)

@@ -27,10 +27,10 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
-    "Left: decisions that change when the gallery moves by α g', under the same noise draws (float64; linear below 1). "
+    "(a) Decisions that change when the gallery moves by α g', under the same noise draws (float64; linear below 1). "
     "Coloured: noise that closing cannot touch; all lie at exactly 0. Grey: independent row noise, and the near misses "
-    "'orthogonal to g' and 'in the uncentred span'. Right: every flip j → k after re-normalising rows of unequal norm "
-    "obeys s_j − s_k ≤ ‖y‖ |n_j − n_k| (below the diagonal); dropping ‖y‖ (grey) does not hold."
+    "'orthogonal to g' and 'in the uncentred span'. (b) Every flip j → k after re-normalising rows of unequal norm "
+    "obeys sⱼ − sₖ ≤ ‖y‖ |nⱼ − nₖ| (below the diagonal); dropping ‖y‖ (grey) does not hold."
 )
 NOISES = ("queries", "shared", "orthogonal to g'", "centred span")
 RENORMALIZED = ("equal norms", "unequal norms", "equal norms, moved by g")
@@ -205,24 +205,24 @@ def draw(data):
     """Changed decisions against α, and the flip bound."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(_figures.TWO_COLUMNS, 2.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(_figures.TWO_COLUMNS, 2.8), layout="constrained")
     total = data.changed.sum("gallery")
     for style, kind in zip(("-", "--", ":"), CONTROLS, strict=True):
         left.plot(data.alpha, total.sel(noise=kind), color=_figures.CONTROL, linestyle=style, label=kind)
-    for color, marker, kind in zip(_figures.COLORS, "osv^", NOISES, strict=False):
-        left.plot(
-            data.alpha, total.sel(noise=kind), color=color, marker=marker, markersize=4, fillstyle="none", label=kind
-        )
+    for i, kind in enumerate(NOISES):
+        look = _figures.series(i, markersize=9 - 2 * i, fillstyle="none")  # one within the other
+        left.plot(data.alpha, total.sel(noise=kind), label=kind, **look)
     left.set_yscale("symlog", linthresh=1)
     left.set(xlabel="closing α", ylabel="decisions changed", ylim=(-0.5, None))
-    left.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     norm = float(data.attrs["query_norm"])
-    right.scatter(data.flip_norm_gap, data.flip_score_gap, s=3, color=_figures.CONTROL, label="‖y‖ dropped")
-    right.scatter(
-        norm * data.flip_norm_gap, data.flip_score_gap, s=3, color=_figures.COLORS[0], label=f"‖y‖ = {norm:g}"
+    look = dict(markersize=2.5, linestyle="none")
+    right.plot(data.flip_norm_gap, data.flip_score_gap, "^", color=_figures.CONTROL, label="‖y‖ dropped", **look)
+    right.plot(
+        norm * data.flip_norm_gap, data.flip_score_gap, "o", color=_figures.COLORS[0], label=f"‖y‖ = {norm:g}", **look
     )
     top = float((norm * data.flip_norm_gap).max())
     right.plot([0, top], [0, top], color="black", linewidth=0.8)
     right.set(xlabel="bound $‖y‖\\,|n_j - n_k|$", ylabel="$s_j - s_k$ of each flip")
-    right.legend()
-    return figure
+    right.legend(loc="upper left")
+    _figures.legend_above(figure, left, ncols=7, columnspacing=1.0)
+    return _figures.lettered(figure)

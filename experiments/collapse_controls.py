@@ -34,12 +34,12 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "Starts of two shapes, apart (90°, solid) and together (0°, dashed), at τ = 0.01; towers measured on pairs that were not "
-    "trained. Left: gap norm; grey: the gap that pairs with labels exchanged at random would show, for both shapes "
-    "together. Middle: variance along the gap over that along the gap to a random mean of equal length (exact null; grey "
-    "line: not orthogonal). Right: accuracy of the midpoint rule along the gap on held-out rows (grey line: chance; it "
-    "falls below where the means of the two halves of the rows err oppositely). Bottom left: final gap against the angle "
-    "between the starts. Bands and bars: ± 2 standard errors over seeds. Towers that start together end in a trace of a gap "
-    "beyond chance all the same, with little variance along it; free embeddings do not. Bottom right: amplitude of both "
+    "trained. (a, d) Gap norm; grey: the gap that pairs with labels exchanged at random would show, for both shapes "
+    "together. (b, e) Variance along the gap over that along the gap to a random mean of equal length (exact null; grey "
+    "line: not orthogonal). (c, f) Accuracy of the midpoint rule along the gap on held-out rows (grey line: chance; it "
+    "falls below where the means of the two halves of the rows err oppositely). (g) Final gap against the angle "
+    "between the starts. Bands and bars: ± 2 standard errors over 12 seeds. Towers that start together end in a trace of a "
+    "gap beyond chance all the same, with little variance along it; free embeddings do not. (h) Amplitude of both "
     "modes along the gap of free tight clusters; black: the predicted law, the same for both shapes; grey: rates times the "
     "start's share of variance along the gap (dashed: isotropic, dotted: collapsed)."
 )
@@ -278,7 +278,7 @@ def draw(data):
     later = data.isel(step=slice(1, None))
     for i, encoder in enumerate(encoders):
         gap, ratio, rule = (axes[f"{kind}{i}"] for kind in ("gap", "ratio", "rule"))
-        for color, shape in zip(_figures.COLORS, SHAPES, strict=False):
+        for k, shape in enumerate(SHAPES):
             for angle, style in ((APART, "-"), (TOGETHER, "--")):
                 here = later.sel(encoder=encoder, shape=shape, angle=angle)
                 compression = np.mean(
@@ -287,35 +287,33 @@ def draw(data):
                 label = f"{shape}, {'apart' if angle == APART else 'together'}"
                 shown = ((gap, np.log10(here.gap_norm.values)), (ratio, np.log10(compression)))
                 for axis, values in (*shown, (rule, here.separability.values)):
-                    _figures.band(axis, here.step.values, values, color, label)
-                    axis.lines[-1].set_linestyle(style)
+                    look = _figures.series(k, linestyle=style, markevery=(2 * k, 4))
+                    _figures.band(axis, here.step.values, values, label, **look)
             # Together, where the two could be mistaken for each other.
             gap.plot(here.step, np.log10(here.chance).mean("seed"), ":", color=grey, linewidth=0.8)
         ratio.axhline(0.0, color=grey, linewidth=0.8)
         rule.axhline(0.5, color=grey, linewidth=0.8)
-        gap.set(ylabel=f"{encoder}\nlog₁₀ gap norm G")
+        gap.set(ylabel="log₁₀ gap norm G")
         ratio.set(ylabel="log₁₀ (variance\nalong gap / null)")
         rule.set(ylabel="accuracy of the\nmidpoint rule", ylim=(0.3, 1.03))
         for axis in (gap, ratio, rule):
-            axis.set(xscale="log", xlabel="step" if i == len(encoders) - 1 else "")
+            axis.set(xscale="log", xlabel="step", title=str(encoder))
     _draw_angles(axes["angle"], data)
     _draw_law(axes["law"], data)
-    handles, labels = axes["gap0"].get_legend_handles_labels()
-    chance = plt.Line2D([], [], color=grey, linestyle=":", linewidth=0.8)
-    figure.legend([*handles, chance], [*labels, "labels exchanged"], loc="outside upper center", ncols=5)
-    return figure
+    axes["gap0"].plot([], [], color=grey, linestyle=":", linewidth=0.8, label="labels exchanged")
+    _figures.legend_above(figure, axes["gap0"], ncols=5)
+    return _figures.lettered(figure)
 
 
 def _draw_angles(axis, data):
     degrees = np.degrees(data.angle.values)
-    for encoder, style, marker in zip(data.encoder.values, ("-", "--"), "os", strict=False):
-        for color, shape in zip(_figures.COLORS, SHAPES, strict=False):
-            values = data.gap_norm.isel(step=-1).sel(encoder=encoder, shape=shape)
-            error = 2 * values.std("seed", ddof=1) / values.sizes["seed"] ** 0.5
-            axis.errorbar(degrees, values.mean("seed"), error, color=color, fmt=marker + style, fillstyle="none")
-        axis.plot([], [], style, marker=marker, fillstyle="none", color="black", label=encoder)
+    for encoder, style, fill in zip(data.encoder.values, ("-", "--"), ("full", "none"), strict=False):
+        for k, shape in enumerate(SHAPES):
+            values = data.gap_norm.isel(step=-1).sel(encoder=encoder, shape=shape).transpose("seed", "angle").values
+            _figures.points(axis, degrees, values, **_figures.series(k, linestyle=style, fillstyle=fill))
+        axis.plot([], [], style, color="black", label=encoder)
     axis.set(xlabel="angle of the start (°)", ylabel="final gap norm G", ylim=(-0.05, 2.1))
-    axis.set_xticks(degrees)
+    axis.set_xticks(degrees, [f"{angle:g}" for angle in degrees])
     axis.legend(loc="upper left")
 
 
@@ -330,7 +328,7 @@ def _draw_law(axis, data):
             axis.plot(time, here.law_amplitude, marker, color=color, fillstyle="none", label=label)
             label = None if j or style == ":" else "rates × share of variance"
             axis.plot(time, np.exp(float(here.law_by_share) * time), style, color=grey, linewidth=0.8, label=label)
-        place = dict(xytext=(4, 0), textcoords="offset points", va="center")
+        place = dict(xytext=(4, 0), textcoords="offset points", va=("bottom", "top")[j])
         axis.annotate(mode, (time[-1], np.exp(rate * time[-1])), **place)
     axis.set(xlabel="time (units of the flow)", ylabel="amplitude / start", yscale="log", ylim=(0.02, 8))
     axis.set_xlim(None, 1.18 * time[-1])

@@ -28,15 +28,16 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
-    "(a, b) Robustness against α; lines: exact, points: measured ± 4 standard errors. In (b) the gallery spans the space: "
-    "the complement has nothing to move. Grey: the centred rule with noise of the same size on its scalars. (c) r exact "
-    "scalars more per class, along the queries' principal directions; grey: predicted for the gallery's directions. "
-    "(d, e) Decisions changed against robustness gained at α = 1, all rules, exact; lower right is best. Optimal: at the "
-    "same mean power of the stored rows."
+    "(a, b) Robustness against α; lines: exact, points: measured. In (b) the gallery spans the space: the complement has "
+    "nothing to move. Grey: the centred rule with noise of the same size on its scalars. (c) r exact scalars more per "
+    "class, along the queries' principal directions; grey, dashed: predicted for the gallery's directions. Bars, mostly "
+    "smaller than the marker: ± 4 standard errors over 2,000 draws. (d, e) Decisions changed against robustness gained at "
+    "α = 1, all rules, exact; lower right is best. Optimal: at the same mean power of the stored rows."
 )
 RULES = ("compensated", "centred")
 NEAR_MISSES = ("half the scalar", "scalar without m·x_k")
 COLORS = dict(zip(("complement", "compensated", "centred", "soft", "top r", "optimal"), _figures.COLORS, strict=True))
+MARKERS = dict(zip(COLORS, _figures.MARKERS, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,24 +287,22 @@ def draw(data):
     for name, at in (("a", -2), ("b", -1)):
         at = max(at, -data.sizes["gallery"])
         _draw_over_alpha(panels[name], data.isel(gallery=at))
-        panels[name].set_title(f"({name}) {shown[at]}")
-    for color, marker, name in zip(_figures.COLORS[3:], "osv", data.gallery.values[::-1], strict=False):
-        here = data.sel(gallery=name)
-        panels["c"].plot(data.components, here.exact_kept, color=color, label=str(name).split(",")[0])
-        panels["c"].errorbar(data.components, here.kept, 4 * here.kept_error, color=color, fmt=marker)
+        panels[name].set_title(shown[at])
+    for i, name in enumerate(data.gallery.values[::-1]):
+        here, look = data.sel(gallery=name), _figures.series(i, color="black", fillstyle="none", linewidth=0.8)
+        panels["c"].errorbar(data.components, here.kept, 4 * here.kept_error, **look | dict(linestyle="none"))
+        panels["c"].plot(data.components, here.exact_kept, color="black", linewidth=0.8)
+        panels["c"].plot([], [], label=str(name).split(",")[0], **look)
         panels["c"].plot(data.components, here.kept_by_gallery, "--", color=_figures.CONTROL, linewidth=0.8)
-    panels["c"].set(title="(c) r exact scalars more", xlabel="r", ylabel="robustness", ylim=(0, 1.05))
+    panels["c"].set(title="exact scalars", xlabel="scalars more per class, r", ylabel="robustness", ylim=(0, 1.05))
     panels["c"].legend(loc="lower right")
     for name, at in (("d", -2), ("e", -1)):
         here = data.isel(gallery=max(at, -data.sizes["gallery"]))
         points = {key.removeprefix("trade_off_"): here[key].values for key in data if key.startswith("trade_off")}
         draw_trade_off(panels[name], points, float(here.unmoved[0]))
-        panels[name].set_title(f"({name}) as ({'ab'[name == 'e']})")
-    labels = {}
-    for name in "ad":
-        labels |= dict(zip(*reversed(panels[name].get_legend_handles_labels()), strict=True))
-    figure.legend(labels.values(), labels, loc="outside upper center", ncols=5)
-    return figure
+        panels[name].set_title(f"as ({'ab'[name == 'e']})")
+    _figures.legend_above(figure, panels["d"], panels["a"], ncols=4)
+    return _figures.lettered(figure)
 
 
 def _draw_over_alpha(axis, here):
@@ -311,21 +310,23 @@ def _draw_over_alpha(axis, here):
     axis.plot(here.alpha, here.complement, color=COLORS["complement"], label="complement")
     for rule in RULES:
         axis.plot(here.alpha, here[f"exact_{rule}"], color=COLORS[rule], label=rule)
-        axis.errorbar(here.alpha, here[rule], 4 * here[f"{rule}_error"], color=COLORS[rule], fmt="o")
+        look = dict(color=COLORS[rule], fmt=MARKERS[rule])
+        axis.errorbar(here.alpha, here[rule], 4 * here[f"{rule}_error"], **look)
     axis.plot(here.alpha, here.exact_noisy, "--", color=_figures.CONTROL, linewidth=0.8, label="centred, noisy scalars")
-    axis.errorbar(here.alpha, here.noisy, 4 * here.noisy_error, color=_figures.CONTROL, fmt="o")
+    axis.errorbar(here.alpha, here.noisy, 4 * here.noisy_error, color=_figures.CONTROL, fmt="x")
     axis.set(xlabel="closing α", ylabel="robustness", ylim=(0, None))
 
 
 def draw_trade_off(axis, points, base: float):
     """Share of decisions changed against robustness gained, by rule: {rule: [setting, (share, robustness)]}."""
-    lines = {"soft": dict(marker="v", label="soft"), "top r": dict(marker="D", label="complement of the top r")}
+    lines = {"soft": dict(label="soft"), "top r": dict(label="complement of the top r")}
     for name, values in points.items():
-        style = lines.get(name, dict(marker="*", linestyle="none", markersize=8, clip_on=False, zorder=3, label=name))
-        axis.plot(100 * (values[:, 1] - base), 100 * values[:, 0], color=COLORS[name], linewidth=0.8, **style)
+        style = lines.get(name, dict(linestyle="none", markersize=6, clip_on=False, zorder=3, label=name))
+        look = dict(color=COLORS[name], marker=MARKERS[name], linewidth=0.8) | style
+        axis.plot(100 * (values[:, 1] - base), 100 * values[:, 0], **look)
     # Without any direction kept still the shift is the raw gap.
     raw = points["soft"][0]
-    axis.plot(100 * (raw[1] - base), 100 * raw[0], "x", color="black", markersize=6, label="raw mean shift")
+    axis.plot(100 * (raw[1] - base), 100 * raw[0], "x", color="black", markersize=6, zorder=4, label="raw mean shift")
     most = 105 * max(values[:, 0].max() for values in points.values())
     axis.set(ylabel="decisions changed (%)", xlabel="robustness gained (points)", ylim=(0, max(most, 10.0)))
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))

@@ -33,7 +33,7 @@ CAPTION = (
     "all G and τ on one axis; lines: predicted; dashed grey: the first term with the opposite sign. (c) Fitted rates "
     "on the unit sphere against the angle of the clusters; dotted grey: cos θ dropped. (d) Error of the slower rate near "
     "the critical gap and angle, in units of the faster one: slope 1 in the cluster size (root mean square over seeds); "
-    "grey: near misses. Bars in (b) and (c), mostly smaller than the markers: ± 4 standard errors over seeds."
+    "dashed grey: near misses. Bars in (b) and (c), mostly smaller than the marker: ± 4 standard errors over 8 seeds."
 )
 MODES = flows.ModeRates._fields
 MODE_LABELS = ("common, along", "opposite, along", "common, across", "opposite, across")
@@ -261,12 +261,8 @@ def draw(data):
     _draw_euclid(axes[0][1], data)
     _draw_sphere(axes[1][0], data)
     _draw_near(axes[1][1], data)
-    for axis, letter in zip(axes.flat, "abcd", strict=True):
-        axis.set_title(f"({letter}) {axis.get_title()}", loc="left")
-        axis.set_title("")
-    modes = axes[0][1].get_legend_handles_labels()
-    figure.legend(modes[0][1:], modes[1][1:], loc="outside upper center", ncols=4)
-    return figure
+    _figures.legend_above(figure, axes[1][0], ncols=4)
+    return _figures.lettered(figure)
 
 
 def _draw_gradient(axis, data):
@@ -295,21 +291,19 @@ def _draw_euclid(axis, data):
     ratio = (data.gap_norm**2 / data.temperature).values
     line = np.geomspace(ratio.min() / 1.5, ratio.max() * 1.5, 200)
     rates = np.stack(flows.mode_rates_euclidean(np.sqrt(line), np.ones_like(line)), axis=1) / 2
-    axis.plot(line, 1 + line, color=_figures.CONTROL, linestyle="--", linewidth=0.8, label="opposite sign")
+    miss = axis.plot(line, 1 + line, color=_figures.CONTROL, linestyle="--", linewidth=0.8)
     axis.plot(line, line - 1, color=_figures.CONTROL, linestyle="--", linewidth=0.8)
     measured = data.measured.transpose("seed", "case", "mode").values * data.temperature.values[None, :, None] / 2
-    for k, marker in enumerate("osv^"):
-        color = _figures.COLORS[k]
-        axis.plot(line, rates[:, k], color=color)
-        mean, error = _spread(measured[:, :, k])
-        axis.errorbar(ratio, mean, error, fmt=marker, color=color, label=MODE_LABELS[k])
+    for k in range(len(MODE_LABELS)):
+        axis.plot(line, rates[:, k], color=_figures.COLORS[k])
+        axis.errorbar(ratio, *_spread(measured[:, :, k]), linestyle="none", **_figures.series(k))
     axis.axhline(0, color="black", linewidth=0.4)
     axis.set_yscale("asinh", linear_width=1)
     axis.set(xscale="log", xlabel="G²/τ", ylabel="rate · τ/2", title="Squared distances")
     axis.set(
         yticks=(-30, -10, -3, -1, 0, 1, 3, 10, 30), yticklabels=("−30", "−10", "−3", "−1", "0", "1", "3", "10", "30")
     )
-    axis.legend(*([item[0]] for item in axis.get_legend_handles_labels()), loc="upper left")
+    axis.legend(miss, ["opposite sign"], loc="upper left")
 
 
 def _draw_sphere(axis, data):
@@ -320,19 +314,18 @@ def _draw_sphere(axis, data):
     rates = np.stack(flows.mode_rates_sphere(line, middle), axis=1) * middle
     dropped = near_misses_sphere(line, np.full_like(line, middle))[2] * middle
     for k in (0, 1):
-        label = "cos θ dropped" if k == 0 else None
-        axis.plot(np.degrees(line), dropped[:, k], color=_figures.CONTROL, linestyle=":", linewidth=0.8, label=label)
+        miss = axis.plot(np.degrees(line), dropped[:, k], color=_figures.CONTROL, linestyle=":", linewidth=0.8)
     measured = data.sphere_measured.transpose("seed", "sphere_case", "mode").values[:, at] * middle
-    for k, marker in enumerate("osv^"):
+    for k, label in enumerate(MODE_LABELS):
         axis.plot(np.degrees(line), rates[:, k], color=_figures.COLORS[k])
-        mean, error = _spread(measured[:, :, k])
-        axis.errorbar(np.degrees(angle), mean, error, fmt=marker, color=_figures.COLORS[k])
+        look = dict(linestyle="none", label=label) | _figures.series(k)
+        axis.errorbar(np.degrees(angle), *_spread(measured[:, :, k]), **look)
     axis.axhline(0, color="black", linewidth=0.4)
     axis.set(
         xlabel="angle of the clusters θ (degrees)", ylabel="rate · τ", title=f"Unit sphere, τ = {middle:g}",
         xticks=range(0, 181, 45),
     )  # fmt: skip
-    axis.legend()
+    axis.legend(miss, ["cos θ dropped"], loc="lower left")
 
 
 def _draw_near(axis, data):
@@ -348,6 +341,7 @@ def _draw_near(axis, data):
         axis.plot(size, size * float(np.mean(here.near_error / here["size"])), color="black", linewidth=0.6)
     axis.plot([], [], "--", color=_figures.CONTROL, linewidth=0.8, label="nearest near miss")
     axis.set(
-        xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", title="Near the threshold"
-    )
+        xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", title="Near the threshold",
+        ylim=(1e-7, None),
+    )  # fmt: skip
     axis.legend(loc="lower right")

@@ -39,12 +39,12 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "(a) Mean cosine of orthogonal inputs, layer by layer: networks, extrapolated to infinite width (points, ± 4 standard "
-    "errors), its recursion (lines; dashed: no bias), the six numbers of Liang et al. (diamonds); grey: half the "
-    "bias variance. tanh without bias makes no cone, wide-weight tanh a blunt one. (b) The cosine that a ReLU "
-    "layer with bias leaves as it is: measured (points), predicted at infinite width (lines) for ‖v‖ = 0.3, 1, 4; grey: the threshold of "
-    "Theorem 1 (dashed), and where the pre-activations stop rising (dotted). (c) Share of random layers that do not raise "
-    "the cosine, ‖u‖ = 2, ‖v‖ = 1: predicted (lines), measured (points, ± 4 standard errors); grey: twice the "
-    "variance; vertical: Theorem 1's threshold (dashed) and the stationary cosine (solid)."
+    "errors over 64 networks), its recursion (lines; dashed: no bias), the six numbers of Liang et al. (diamonds); grey: "
+    "half the bias variance. tanh without bias makes no cone, wide-weight tanh a blunt one. (b) The cosine that a ReLU "
+    "layer with bias leaves as it is: measured (points), predicted at infinite width (lines) for ‖v‖ = 0.3, 1, 4; grey: "
+    "the threshold of Theorem 1 (dashed), and where the pre-activations stop rising (dotted). (c) Share of random layers "
+    "that do not raise the cosine, ‖u‖ = 2, ‖v‖ = 1: predicted (lines), measured (points, ± 4 standard errors over 6,000 "
+    "layers); grey: twice the variance; vertical: Theorem 1's threshold (dashed) and the stationary cosine (solid)."
 )
 PRECISION = "float64; networks of the published size in float32"
 PUBLISHED = (0.001, 0.3195, 0.4943, 0.6069, 0.7008, 0.7541)  # Liang et al., Fig. 2b, layers 0–5, one network
@@ -337,9 +337,11 @@ def draw(data):
     labels = ("ReLU", "ReLU, no bias", "GELU", "tanh", "tanh, no bias", "tanh, wide weights")
     for i, ((color, line), label) in enumerate(zip(styles, labels, strict=True)):
         here = data.isel(network=i)
-        left.plot(data.layer, here.recursion, line, color=colors[color], linewidth=0.9, label=label)
+        left.plot(data.layer, here.recursion, line, color=colors[color], linewidth=0.9)
+        left.plot([], [], linestyle=line, linewidth=0.9, label=label, **_figures.series(color, markersize=2))
         error = 4 * here.extrapolated_error
-        left.errorbar(data.layer, here.extrapolated, error, fmt="o", markersize=2, color=colors[color])
+        look = _figures.series(color, linestyle="none", markersize=2)
+        left.errorbar(data.layer, here.extrapolated, error, **look)
         if line == "-":
             left.plot(data.layer, here.half_bias, color=grey, linewidth=0.6, zorder=0)
     left.plot(data.published_layer, data.published, "D", color="black", fillstyle="none", label="Liang et al.")
@@ -348,8 +350,9 @@ def draw(data):
         here, ratio = data.sel(norm=norm), data.norm_ratio.values
         fine = np.geomspace(1.02, ratio.max(), 60)
         exact = [cones.stationary_cosine(r * norm, norm) for r in fine]
-        middle.plot(fine, exact, color=colors[i], linewidth=0.9, label=f"‖v‖ = {norm:g}")
-        middle.plot(ratio, here.stationary, "o", color=colors[i])
+        middle.plot(fine, exact, color=colors[i], linewidth=0.9)
+        middle.plot([], [], linewidth=0.9, label=f"‖v‖ = {norm:g}", **_figures.series(i))
+        middle.plot(ratio, here.stationary, linestyle="none", **_figures.series(i))
         middle.plot(ratio, here.before_activation, ":", color=grey, linewidth=0.8)
     middle.plot(fine, cones.liang_threshold(fine), "--", color=grey, label="Theorem 1")
     middle.set(xscale="log", xlabel="ratio of norms r", ylabel="stationary cosine", ylim=(0, 1.03))
@@ -357,16 +360,14 @@ def draw(data):
     middle.minorticks_off()
     for i, width in enumerate(data.width.values):
         here, at = data.sel(width=width), data.share_cosine
-        right.plot(at, here.share_predicted, color=colors[i], linewidth=0.9, label=f"width {width}")
-        right.errorbar(at, here.share, 4 * here.share_error, fmt="o", color=colors[i])
+        right.plot(at, here.share_predicted, color=colors[i], linewidth=0.9)
+        look = dict(linestyle="none", label=f"width {width}") | _figures.series(i)
+        right.errorbar(at, here.share, 4 * here.share_error, **look)
         right.plot(at, here.twice_the_variance, "--", color=grey, linewidth=0.8, zorder=0)
     right.axvline(float(cones.liang_threshold(SHARE_NORMS[0] / SHARE_NORMS[1])), color=grey, linestyle="--")
     right.axvline(cones.stationary_cosine(*SHARE_NORMS), color="black", linewidth=0.6)
     right.set(xlabel="cosine of the inputs", ylabel="share not raised", ylim=(-0.02, 1.02))
-    for axis, letter in zip((left, middle, right), "abc", strict=True):
-        axis.set_title(f"({letter})", loc="left")
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, ["(a) " + names[0], *names[1:]], loc="outside upper left", ncols=7, columnspacing=1.0)
+    _figures.legend_above(figure, left, ncols=7, columnspacing=1.0)
     middle.legend(loc="lower left")
-    right.legend(loc="center left")
-    return figure
+    right.legend(loc="upper left")
+    return _figures.lettered(figure)

@@ -27,14 +27,14 @@ CLAIM = sim.Claim(
     expected=("holds",) * 7,
 )
 CAPTION = (
-    "Critical gap. (a), (b) Measured rate of the faster mode along the gap of free embeddings, times τ (colour, clipped "
-    "at ±1; red grows), and measured boundaries on the predicted ones (black): free embeddings, and MLP towers that "
-    "start at the least stable pair of deviations (± 2 standard errors over seeds); grey: near misses. (b) has an upper "
+    "Critical gap. (a, b) Measured rate of the faster mode along the gap of free embeddings, times τ (colour, clipped "
+    "at ±1; yellow grows), and measured boundaries on the predicted ones (black): free embeddings, and MLP towers that "
+    "start at the least stable pair of deviations (± 2 standard errors over 8 seeds); grey: near misses. (b) has an upper "
     "boundary, which dropping |·| from |cos θ| misses. (c) The defect ratio falls at every G, at the predicted rate, "
     "while the variance of the common mode grows below G² = τ; grey: the law that would make the ratio a criterion. "
     "(d) Coupling ρ = sin²θ/(2τ cos θ) at the angle where the common mode's variance over random towers stands still, "
-    "during training (± 2 jackknife standard errors); lines: predicted from the kernels, from their alignment (dotted "
-    "left) to the first canonical correlation (dotted right)."
+    "during training (± 2 jackknife standard errors over 256 draws of linear towers, 48 draws of MLPs); lines: predicted "
+    "from the kernels, from their alignment (dotted left) to the first canonical correlation (dotted right)."
 )
 ISOTROPIC_CORRELATION = 0.6
 BOUNDARIES = ("space", "sphere, lower", "sphere, upper")
@@ -294,14 +294,15 @@ def draw(data):
     figure.colorbar(image, ax=axes[0][1], label="rate of the faster mode · τ", ticks=(-1, 0, 1))
     _draw_ratio(axes[1][0], data)
     _draw_towers(axes[1][1], data)
-    return figure
+    _figures.legend_above(figure, axes[0][0], ncols=6, columnspacing=1.2)
+    return _figures.lettered(figure)
 
 
 def _draw_map(axis, data, geometry: int):
     here = data.isel(geometry=geometry)
     scale = (1.0, 180 / np.pi)[geometry]
     image = axis.pcolormesh(
-        here.map_temperatures, scale * here.map_separation, here.map_rate.T, vmin=-1, vmax=1, cmap="RdBu_r",
+        here.map_temperatures, scale * here.map_separation, here.map_rate.T, vmin=-1, vmax=1, cmap="cividis",
         shading="nearest", alpha=0.6, linewidth=0, rasterized=True,
     )  # fmt: skip
     line = np.geomspace(float(here.map_temperatures.min()), float(here.map_temperatures.max()), 100)
@@ -324,7 +325,7 @@ def _draw_map(axis, data, geometry: int):
             towers = scale * data.tower_measured.sel(boundary=boundary, optimizer=optimizer)
             error = 2 * towers.std("tower_seed", ddof=1) / towers.sizes["tower_seed"] ** 0.5
             at = data.tower_temperature * (0.95, 1.05)[k]
-            look = dict(fmt="s^"[k], color=_figures.COLORS[(4, 2)[k]], markersize=3.5, zorder=3)
+            look = dict(fmt="s^"[k], color=_figures.COLORS[(1, 3)[k]], markersize=3.5, zorder=3)
             label = None if which else f"MLP towers, {optimizer}"
             axis.errorbar(at, shown(towers.mean("tower_seed")), error, label=label, **look)
     if geometry == 0:
@@ -332,8 +333,7 @@ def _draw_map(axis, data, geometry: int):
     else:
         axis.set(ylabel="angle of the clusters θ (degrees)", yticks=range(0, 181, 45))
     axis.set(xscale="log", xlabel="temperature τ", xlim=(line[0], line[-1]))
-    axis.set_title(("(a) Squared distances", "(b) Unit sphere")[geometry], loc="left")
-    axis.legend(loc=("lower right", "center left")[geometry], frameon=True, framealpha=0.85, edgecolor="none")
+    axis.set_title(("squared distances", "unit sphere")[geometry])
     return image
 
 
@@ -350,7 +350,7 @@ def _draw_ratio(axis, data):
     axis.set_yscale("asinh", linear_width=1)
     axis.set(xscale="log", xlabel="G²/τ", ylabel="rate of ln(·) · τ")
     axis.set(yticks=(-20, -5, -1, 0, 1, 3), yticklabels=("−20", "−5", "−1", "0", "1", "3"), ylim=(None, 5))
-    axis.set_title("(c) Defect ratio", loc="left")
+    axis.set_title("defect ratio")
     axis.legend(loc="lower left")
 
 
@@ -360,10 +360,12 @@ def _draw_towers(axis, data):
     for k, name in enumerate(data.random.values):
         here, color = data.isel(random=k), _figures.COLORS[k]
         low, mean, high = (coupling(here.random_measured + s * here.random_error).values for s in (-2, 0, 2))
-        axis.plot(here.random_time, coupling(here.random_predicted), color=color, label="predicted" if k == 0 else None)
-        axis.errorbar(here.random_time, mean, [mean - low, high - mean], fmt="osv^D"[k], color=color, label=str(name))
+        axis.plot(here.random_time, coupling(here.random_predicted), color=color)
+        axis.errorbar(
+            here.random_time, mean, [mean - low, high - mean], fmt=_figures.MARKERS[k], color=color, label=str(name)
+        )
         for end, span in enumerate(((0.0, 0.12), (0.88, 1.0))):
             axis.axhline(coupling(float(here.random_ends[end])), *span, color=color, linestyle=":", linewidth=0.8)
     axis.set(xscale="log", xlabel="time · largest kernel eigenvalue / τ", ylabel="coupling ρ", ylim=(0, 1.05))
-    axis.set_title("(d) Random towers", loc="left")
+    axis.set_title("random towers")
     axis.legend(loc="lower right", ncols=2)

@@ -29,11 +29,11 @@ CLAIM = sim.Claim(
 PRECISION = "float32 draws, float64 predictions"
 CAPTION = (
     "(a) Probability that the nearest of K rows in d dimensions stays nearest, against the noise: exact (lines, nothing "
-    "fitted) and measured, ± 4 standard errors (smaller than the marker; circles: noise on every coordinate, squares: "
-    "distances drawn). Grey: noise variance 2σ², for each point. (b) Measured minus exact in standard errors, with the "
-    "limits of the check; grey: minus the product of the two-class probabilities, cut at ±10. (c) What Edgeworth's "
-    "leading term leaves of the error of the two-class normal formula falls as d^−2 (line through the last point); "
-    "grey: without the skewness it falls as 1/d."
+    "fitted) and measured, ± 4 standard errors over 1,000,000 draws (smaller than the marker; circles: noise on every "
+    "coordinate, squares: distances drawn). Grey: noise variance 2σ², for each point. (b) What Edgeworth's leading term "
+    "leaves of the error of the two-class normal formula falls as d⁻² (line through the last point); dashed grey: without "
+    "the skewness it falls as 1/d. (c) Measured minus exact in standard errors, with the limits of the check (band); grey: "
+    "minus the product of the two-class probabilities, cut at ±10."
 )
 FULL_ENTRIES = 2000  # largest K·d whose noise is drawn coordinate by coordinate
 FEW_ROWS = 10  # cases of at most so many rows are also drawn the other way
@@ -306,38 +306,38 @@ def draw(data):
     """Probabilities against σ with their z-scores, and the error of the two-class formula against d."""
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(_figures.TWO_COLUMNS, 3.6), layout="constrained")
+    figure = plt.figure(figsize=(_figures.TWO_COLUMNS, 4.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.9, 1), height_ratios=(1.9, 1))
     top, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     bottom = figure.add_subplot(grid[1, 0], sharex=top)
     grey, sigma = _figures.CONTROL, data.sigma.values
     error = binomial_error(data.measured.values, data.attrs["num_draws"])
-    colors = plt.get_cmap("cividis")(np.linspace(0.0, 0.9, data.sizes["case"]))
+    looks = [_figures.series(i % 6, marker="", linestyle="--" if i >= 6 else "-") for i in range(12)]
     order = np.argsort(data.curve_sigma.values[:, 0])
     top.plot(sigma, data.twice_the_noise, "x", color=grey, label="2σ²")
-    for color, i in zip(colors, order, strict=True):
+    for look, i in zip(looks, order, strict=False):
         k, d = data.case_size.values[i]
         here = np.flatnonzero((data.num_classes.values == k) & (data.dimensions.values == d))
-        top.plot(data.curve_sigma[i], data.curve[i], color=color, label=f"{k}, {d}")
+        top.plot(data.curve_sigma[i], data.curve[i], label=f"K = {k}, d = {d}", **look)
         marker = "o" if data.full.values[here[0]] else "s"
-        top.errorbar(sigma[here], data.measured[here], 4 * error[here], color=color, fmt=marker, markersize=4)
-    top.set(xscale="log", ylabel="P(answer kept)", ylim=(0, 1.04), title="(a) keeping the answer")
+        top.errorbar(sigma[here], data.measured[here], 4 * error[here], color=look["color"], fmt=marker, markersize=4)
+    top.set(xscale="log", ylabel="P(answer kept)", ylim=(0, 1.04), title="keeping the answer")
     top.tick_params(labelbottom=False)
-    top.legend(title="K, d", loc="center left", bbox_to_anchor=(1.0, 0.3), handlelength=1.2)
     score = lambda predicted: np.clip((data.measured - predicted) / error, -10, 10)  # noqa: E731
     bottom.axhspan(-4, 4, color=_figures.COLORS[0], alpha=0.12, linewidth=0)
     bottom.plot(sigma, score(data["product"]), "x", color=grey)
     bottom.plot(sigma, score(data.exact), "o", color=_figures.COLORS[0])
-    bottom.set(xlabel="noise σ per coordinate", ylabel="error (s.e.)", ylim=(-11, 11), title="(b) measured − exact")
+    bottom.set(xlabel="noise σ per coordinate", ylabel="error (s.e.)", ylim=(-11, 11), title="measured − exact")
     dims = data.large_dim.values.astype(float)
-    for color, argument in zip(_figures.COLORS, data.argument.values, strict=False):
+    for i, argument in enumerate(data.argument.values):
         here = data.sel(argument=argument)
         left, without = (abs(here.two_class_error - here[f"two_class_{n}"]).values for n in ("leading", "even"))
-        right.plot(dims, left[-1] * (dims / dims[-1]) ** -2, color=color, linewidth=0.8)
-        right.plot(dims, left, "o", color=color, label=f"w = {argument:g}")
+        right.plot(dims, left[-1] * (dims / dims[-1]) ** -2, color=_figures.COLORS[i], linewidth=0.8)
+        right.plot(dims, left, linestyle="none", label=f"w = {argument:g}", **_figures.series(i))
         if argument != 1.0:  # the skewness term is 0 there
             right.plot(dims, without, "--", color=grey, linewidth=0.8)
-    right.set(xscale="log", yscale="log", xlabel="dimensions d", title="(c) two classes")
+    right.set(xscale="log", yscale="log", xlabel="dimensions d", title="two classes")
     right.set_ylabel("|exact − Φ(w) − leading term|")
-    right.legend()
-    return figure
+    right.legend(loc="lower left")
+    _figures.legend_above(figure, top, ncols=6, columnspacing=1.2)
+    return _figures.lettered(figure)

@@ -43,16 +43,16 @@ CLAIM = sim.Claim(
     expected=("holds if", "holds", "holds if", "holds", "holds if", "holds if", "holds if", "holds if", "holds if"),
 )
 CAPTION = (
-    "Galleries of trained towers (ten of their classes, or all of them) and of free embeddings; means over random seeds, "
-    "± 4 standard errors over seeds. (a) Noise on the gallery, on both sides and on the queries at σ² = 0.005, ten "
-    "classes. (b) Gallery noise at the paper's variances: exact (lines; solid, dashed, dotted: the kinds of gallery of "
-    "(e)) and measured; grey: moving the wrong way. The towers' gap lies almost all inside the span of all their classes, "
-    "so there is nothing to move. (c) A choice among four rows. (d) Answers to noisy galleries that closing changes when "
-    "the draws stay the same, ten classes: none where the theory says none; grey: near misses. (e) Clean answers changed "
-    "at α = 1 when g' leaves only the top r principal directions alone. (f) Answers lost to quantisation with a fixed "
-    "range; lines: exact at σ² = step²/12, solid where the step is at most twice the smallest difference of two rows per "
-    "coordinate; grey: step²/6. (g) The same with each range (8 bins); dashed: g' on one coordinate, where a fixed or "
-    "per-dimension range gains nothing and the [min, max] range widens with the shift."
+    "Galleries of trained towers (ten of their classes, or all) and of free embeddings. (a) Noise on the gallery, on both "
+    "sides and on the queries at σ² = 0.005, ten classes; bars: ± 4 standard errors over 12 seeds, each seed's mean over α "
+    "taken out. (b) Gallery noise at the paper's variances, on three of them: exact (lines; solid, dashed, dotted: the kinds of "
+    "(e)) and measured, ± 4 standard errors over 192 draws; grey: moving the wrong way. The towers' gap lies almost all "
+    "inside the span of all their classes: nothing to move. (c) The same for a choice among four rows. (d) Answers to noisy "
+    "galleries that closing changes under the same draws, ten classes: none where the theory says none; grey: near misses. "
+    "(e) Clean answers changed at α = 1 when g' leaves only the top r principal directions alone. (f) Answers lost to "
+    "quantisation with a fixed range, ± 4 standard errors over 64 bases; lines: exact at σ² = step²/12, solid where the step "
+    "is at most twice the smallest difference of two rows per coordinate; grey: step²/6. (g) The same with each range, bars "
+    "as in (a); dashed: g' on one coordinate: fixed and per-dimension ranges gain nothing, the [min, max] range widens."
 )
 SIDES = ("both", "queries")
 
@@ -294,7 +294,8 @@ def draw(data):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplot_mosaic(
-        [["noises", "variances", "choice"], ["paired", "top", "top"], ["fixed", "fixed", "ranges"]],
+        [[n for n in row.split() for _ in "12"] for row in ("noises variances choice", "paired top top")]
+        + [["fixed"] * 3 + ["ranges"] * 3],
         figsize=(_figures.TWO_COLUMNS, 6.6), layout="constrained",
     )  # fmt: skip
     colors, grey, styles = _figures.COLORS, _figures.CONTROL, ("-", "--", ":")
@@ -305,47 +306,47 @@ def draw(data):
     curves += [
         (f"{'the ' * (on == 'queries')}{on}", first.by_side.sel(on=on), first.by_side_error.sel(on=on)) for on in SIDES
     ]
-    for color, (label, mean, error) in zip((*colors[:2], grey), curves, strict=True):
-        axes["noises"].errorbar(data.alpha, mean, 4 * error, color=color, fmt="o-", label=f"on {label}")
+    looks = (_figures.series(0), _figures.series(1), _figures.series(2, color=grey, marker="x"))
+    for look, (label, mean, error) in zip(looks, curves, strict=True):
+        axes["noises"].errorbar(data.alpha, mean, 4 * error, label=f"on {label}", **look)
     for i, style in zip(range(data.sizes["kind"]), styles, strict=False):
         here = data.isel(kind=i)
-        for color, variance in zip(colors, data.variance.values, strict=False):
+        for color, marker, variance in zip(colors, _figures.MARKERS, data.variance.values, strict=False):
             at = here.sel(variance=variance)
             for axis, mean, error, predicted in (
                 (axes["variances"], at.on_exact, at.draw_error, at.predicted),
                 (axes["choice"], at.choice_on_exact, at.choice_draw_error, at.predicted_choice),
             ):
-                axis.plot(data.alpha, predicted, style, color=color, label=None if i else f"σ² = {variance:g}")
-                axis.errorbar(data.alpha, mean, 4 * error, color=color, fmt="o")
+                axis.plot(data.alpha, predicted, style, color=color)
+                label = None if i else f"σ² = {variance:g}"
+                axis.errorbar(data.alpha, mean, 4 * error, color=color, fmt=marker, label=label)
         axes["variances"].plot(data.alpha, here.wrong_way, style, color=grey, linewidth=0.8)
     for name, title in (
-        ("noises", "(a) σ² = 0.005"),
-        ("variances", "(b) noise on the gallery"),
-        ("choice", "(c) choice of four"),
+        ("noises", f"σ² = {data.variance.values[0]:g}"),
+        ("variances", "noise on the gallery"),
+        ("choice", "choice of four"),
     ):
         axes[name].set(title=title, **with_room)
         axes[name].legend(ncols=1 if name == "noises" else 2, **narrow)
     _draw_changes(axes["paired"], axes["top"], data, narrow)
     _draw_quantized(axes["fixed"], axes["ranges"], data, narrow)
-    return figure
+    return _figures.lettered(figure)
 
 
 def _draw_changes(paired, top, data, narrow):
     colors, grey = _figures.COLORS, _figures.CONTROL
     share = 100 * data.paired_changes / data.paired_decisions
-    for kind, marker, size in zip(UNTOUCHED, "osD^", (9, 7, 5, 3), strict=True):
-        paired.plot(
-            data.alpha, share.sel(noise=kind), marker + "-", color=colors[UNTOUCHED.index(kind)], fillstyle="none",
-            markersize=size, label=kind,
-        )  # fmt: skip
+    for i, kind in enumerate(UNTOUCHED):
+        look = _figures.series(i, markersize=9 - 2 * i, fillstyle="none")  # one within the other
+        paired.plot(data.alpha, share.sel(noise=kind), label=kind, **look)
     for kind, style in zip(NEAR_MISSES, ("-", "--", ":"), strict=True):
         paired.plot(data.alpha, share.sel(noise=kind), style, color=grey, label=kind)
     most = float(share.max())
-    paired.set(title="(d) under the same noise", xlabel="closing α", ylabel="answers changed (%)")
+    paired.set(title="under the same noise", xlabel="closing α", ylabel="answers changed (%)")
     paired.set(ylim=(-0.05 * most, 2.6 * most), yticks=[0, 50, 100])
     paired.legend(**narrow)
     places = np.arange(data.sizes["components"])
-    for color, marker, style, i in zip(colors, "osD", ("-", "--", ":"), range(data.sizes["kind"]), strict=False):
+    for color, marker, style, i in zip(colors, "os^", ("-", "--", ":"), range(data.sizes["kind"]), strict=False):
         here = data.isel(kind=i).sel(alpha=1.0)
         share = 100 / here.clean_decisions
         label = f"{here.kind.values} (accuracy {float(here.accuracy):.2f}, ‖g'‖²/‖g‖² = {float(here.moved_share):.2g})"
@@ -354,7 +355,7 @@ def _draw_changes(paired, top, data, narrow):
     top.plot([], [], color=grey, linewidth=0.8, label="moving by g, each kind")
     most = float((100 * data.changed.sel(alpha=1.0) / data.clean_decisions).max())
     top.set(
-        title="(e) no noise, top r directions kept",
+        title="no noise, top r directions kept",
         xlabel="r",
         ylabel="answers changed (%)",
         ylim=(-0.05 * most, 1.9 * most),
@@ -365,22 +366,23 @@ def _draw_changes(paired, top, data, narrow):
 
 def _draw_quantized(fixed, ranges, data, narrow):
     colors, grey = _figures.COLORS, _figures.CONTROL
-    for color, bins in zip(colors, data.bins.values, strict=False):
+    for color, marker, bins in zip(colors, _figures.MARKERS, data.bins.values, strict=False):
         at = data.sel(bins=bins)
         fine = at.step_over_difference <= 2
-        fixed.errorbar(data.closing, 1 - at.rounded, 4 * at.rounded_error, color=color, fmt="o", label=f"{bins}")
+        fixed.errorbar(data.closing, 1 - at.rounded, 4 * at.rounded_error, color=color, fmt=marker, label=f"{bins}")
         fixed.plot(data.closing, 1 - at.predicted_rounded, "-" if fine else ":", color=color)
         if fine:
             fixed.plot(data.closing, 1 - at.twice_rounded, "--", color=grey, linewidth=0.8)
-    fixed.set(title="(f) fixed range", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-4, 8))
+    fixed.set(title="fixed range", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-4, 8))
     fixed.legend(title="bins", ncols=5, **narrow)
-    for color, bounds in zip(colors, RANGES, strict=False):
-        for basis, style in zip(BASES, ("o-", "o--"), strict=True):
+    for color, marker, bounds in zip(colors, _figures.MARKERS, RANGES, strict=False):
+        for basis, style in zip(BASES, ("-", "--"), strict=True):
             at = data.sel(basis=basis, range=bounds).isel(bins=0)
             label = bounds.replace("_", " ") if basis == BASES[0] else None
-            ranges.errorbar(data.closing, 1 - at.quantized, 4 * at.quantized_error, color=color, fmt=style, label=label)
+            look = dict(color=color, fmt=marker + style, label=label)
+            ranges.errorbar(data.closing, 1 - at.quantized, 4 * at.quantized_error, **look)
     ranges.plot([], [], "--", color=grey, label="g' on one axis")
     ranges.set(
-        title=f"(g) {data.bins.values[0]} bins", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-3, 8)
+        title=f"{data.bins.values[0]} bins", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-3, 8)
     )
     ranges.legend(ncols=2, **narrow)

@@ -26,10 +26,10 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
-    "Emergence of the gap during training (MLP towers, held-out pairs). From the left: gap norm; variance along the gap "
-    "over the mean direction's (dashed: the same for a random mean of equal length, an exact null); variance along the "
-    "gap over its start (it falls first, then grows with the whole cloud, but less); final gap against the angle "
-    "between the two starting cones. Bands and bars: ± 2 standard errors over seeds."
+    "Emergence of the gap during training (MLP towers, held-out pairs). (a, e) Gap norm. (b, f) Variance along the gap "
+    "over the mean direction's (dashed: the same for a random mean of equal length, an exact null). (c, g) Variance along "
+    "the gap over its start (grey: 1); it falls first, then grows with the whole cloud, but less. (d, h) Final gap against "
+    "the angle between the two starting cones. Bands and bars: ± 2 standard errors over 8 seeds."
 )
 
 
@@ -255,37 +255,42 @@ def draw(data):
 
     sources = list(data.data.values)
     figure, axes = plt.subplots(
-        len(sources), 4, figsize=(_figures.TWO_COLUMNS, 1.75 * len(sources) + 0.3), squeeze=False, layout="constrained"
-    )
+        len(sources), 4, figsize=(_figures.TWO_COLUMNS, 1.8 * len(sources) + 0.4), sharex="col", squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     wide = float(data.angle.max())
     steps = data.step.values[1:]
     for row, source in zip(axes, sources, strict=True):
         here = data.sel(data=source)
-        for color, temperature in zip(_figures.COLORS, data.temperature.values, strict=False):
+        for i, temperature in enumerate(data.temperature.values):
+            look = _figures.series(i, markevery=(2 * i, 6))
             run = here.sel(temperature=temperature, angle=wide).isel(step=slice(1, None))
             label = f"τ = {temperature:g}"
-            _figures.band(row[0], steps, run.gap_norm.transpose("seed", "step").values, color, label)
+            _figures.band(row[0], steps, run.gap_norm.transpose("seed", "step").values, label, **look)
             ratio = (0.5 * (run.defect_ratio_x + run.defect_ratio_y)).transpose("seed", "step").values
-            _figures.band(row[1], steps, ratio, color, label)
+            _figures.band(row[1], steps, ratio, label, **look)
             null = 0.5 * (run.null_defect_ratio_x + run.null_defect_ratio_y)
-            row[1].plot(steps, null.mean("seed"), color=color, linestyle="--", linewidth=0.8)
+            row[1].plot(steps, null.mean("seed"), linestyle="--", linewidth=0.8, **look)
             along = 0.5 * (here.variance_along_gap_x + here.variance_along_gap_y).sel(
                 temperature=temperature, angle=wide
             )
             growth = (along / along.isel(step=0)).isel(step=slice(1, None)).transpose("seed", "step").values
-            _figures.band(row[2], steps, growth, color, label)
-            final = here.sel(temperature=temperature).isel(step=-1).gap_norm
-            error = 2 * final.std("seed", ddof=1) / final.sizes["seed"] ** 0.5
-            row[3].errorbar(np.degrees(data.angle), final.mean("seed"), error, color=color, marker="o", label=label)
+            _figures.band(row[2], steps, growth, label, **look)
+            final = here.sel(temperature=temperature).isel(step=-1).gap_norm.transpose("seed", "angle").values
+            _figures.points(row[3], np.degrees(data.angle), final, label, **_figures.series(i))
         start = here.isel(step=0, temperature=0).gap_norm.mean("seed")
         row[3].plot(np.degrees(data.angle), start, color=_figures.CONTROL, linestyle=":", label="at the start")
-        row[0].set(xscale="log", ylabel=f"{source}\ngap norm G")
+        for axis in row:
+            axis.set_title(str(source))
+        row[0].set(xscale="log", ylabel="gap norm G")
         row[1].set(xscale="log", yscale="log", ylabel="variance along gap /\nmean direction's")
         row[2].set(xscale="log", yscale="log", ylabel="variance along gap /\nits start")
         row[2].axhline(1.0, color=_figures.CONTROL, linestyle=":", linewidth=0.8)
         row[3].set(ylabel="final gap norm G", xticks=np.degrees(data.angle.values))
+        for axis in row[:3]:
+            axis.set_xticks([1, 10, 100, 1000])
     for axis in axes[-1][:3]:
         axis.set_xlabel("step")
     axes[-1][3].set_xlabel("starting angle (°)")
-    figure.legend(*axes[0][3].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+    _figures.legend_above(figure, axes[0][3], ncols=4)
+    return _figures.lettered(figure)

@@ -29,11 +29,11 @@ CLAIM = sim.Claim(
     expected=("holds", "holds", "holds if", "holds", "holds", "holds", "holds if", "holds", "holds", "holds"),
 )
 CAPTION = (
-    "Left: the loss does not move with the gap if both modalities are constant along it (sqeuclidean); it does if they "
-    "vary, or for the cosine (grey). Middle: the gap in time; circles: two simplices on the sphere; lines: closed form, "
-    "nothing fitted; dotted: random cones on the sphere, ± 2 standard errors over seeds, mostly within the line; "
-    "dashed: the same cones in Euclid, every τ. Right: closing rate on the sphere against the loss; black: H − L of simplices, the fastest at a "
-    "given loss; circles: measured on simplices; dots: on one pair of random cones; grey: the near miss H. Colours: τ."
+    "(a) The loss does not move with the gap if both modalities are constant along it (squared distances); it does if they "
+    "vary, or for the cosine (grey). (b) The gap in time; open: two simplices on the sphere; lines: closed form, nothing "
+    "fitted; dotted: random cones on the sphere; dashed: the same cones in Euclid, every τ (bands, mostly within the line: "
+    "± 2 standard errors over 32 seeds). (c) Closing rate on the sphere against the loss; black: H − L of simplices, the "
+    "fastest at a given loss; open: measured on simplices; dots: on one pair of random cones; dashed grey: the near miss H."
 )
 GRADIENT, IDENTITY = 1e-8, 1e-10  # tolerances, relative to the largest entry; float64 leaves about 1e-15
 SIDES = ("x", "y")
@@ -368,13 +368,12 @@ def draw(data):
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.5), layout="constrained")
-    labels = dict(constant="constant along v", varying="varying", cosine="cosine")
-    colors = (*_figures.COLORS[:2], _figures.CONTROL)
-    for (rows, label), color, marker in zip(labels.items(), colors, "os^", strict=True):
+    looks = (_figures.series(0), _figures.series(1), _figures.series(2, color=_figures.CONTROL, marker="x"))
+    for rows, label, look in zip(data.rows.values, ("constant along v", "varying", "cosine"), looks, strict=True):
         change = data.loss_at_offset.sel(rows=rows)
-        left.plot(data.offset, change - change[0], color=color, marker=marker, label=label)
+        left.plot(data.offset, change - change[0], label=label, **look)
     left.set(xlabel="gap along v, v·g", ylabel="change of the loss (nats)")
-    left.legend()
+    left.legend(loc="upper left")
 
     n, times = int(data.attrs["num_pairs"]), data.time.values
     # Simplices of every height at one τ pass through every loss: γ² = 1 − zτ(n − 1)/n at the logit difference z.
@@ -384,17 +383,16 @@ def draw(data):
     loss = [law.loss for law in laws]
     right.plot(loss, [law.entropy for law in laws], color=_figures.CONTROL, linestyle="--")
     right.plot(loss, [law.rate for law in laws], color="black", linewidth=0.8)
-    for color, temperature in zip(_figures.COLORS, data.temperature.values, strict=False):
-        here = data.sel(temperature=temperature)
+    for i, temperature in enumerate(data.temperature.values):
+        here, color = data.sel(temperature=temperature), _figures.COLORS[i]
+        look = dict(linestyle="none", fillstyle="none") | _figures.series(i)
         middle.plot(times, here.simplex_predicted_height / here.simplex_height[0], color=color)
-        middle.plot(times[::2], (here.simplex_height / here.simplex_height[0])[::2], "o", color=color, fillstyle="none")
+        middle.plot(times[::2], (here.simplex_height / here.simplex_height[0])[::2], **look)
         for name, line in (("cones_sphere", ":"), ("cones_euclid", "--")):
-            _figures.band(middle, times, here[name].values, color, None)
-            middle.lines[-1].set(linestyle=line, linewidth=1.0)
+            _figures.band(middle, times, here[name].values, color=color, linestyle=line, linewidth=1.0)
         right.plot(here.cones_loss[1:], here.cones_rate[1:], ".", color=color, markersize=2)
-        label = f"τ = {temperature:g}"
-        right.plot(here.simplex_loss, here.simplex_rate, "o", color=color, fillstyle="none", label=label)
+        right.plot(here.simplex_loss, here.simplex_rate, label=f"τ = {temperature:g}", **look)
     middle.set(xlabel="time (units of the flow)", ylabel="G(t) / G(0)", ylim=(-0.03, 1.05))
     right.set(xscale="log", yscale="log", xlabel="loss L (nats)", ylabel="closing rate −d ln G/dt", ylim=(1e-3, 4))
-    right.legend(loc=(0.42, 0.02))
-    return figure
+    right.legend(loc="upper left")
+    return _figures.lettered(figure)

@@ -24,10 +24,10 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training"
 CAPTION = (
-    "Against the standard deviation of what only the queries see (1 is that of a shared latent): gap, relative gap, learned "
-    "or fixed temperature and recall@1 after training. Grey: labels shuffled within seeds (control). Last panel: what the "
-    "two largest coordinates hold of the squared gap, against a random direction (dashed). Bars: ± 2 standard errors "
-    "over seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
+    "Against the standard deviation of what only the queries see (1 is that of a shared latent), after training: (a) gap, "
+    "(b) relative gap, (c) learned or fixed temperature, (d) recall@1. Grey: labels shuffled within seeds (control). "
+    "(e) What the two largest coordinates hold of the squared gap, against a random direction (dashed black). Bars: ± 2 "
+    "standard errors over 12 seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
 )
 LARGEST = 2  # "few" coordinates
 SETTINGS = ("learned τ, two cones", "fixed τ, two cones", "fixed τ, no cone")
@@ -160,21 +160,21 @@ def draw(data):
     """Gap, relative gap, temperature, recall and the largest coordinates against the scale of the private latents."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 5, figsize=(_figures.TWO_COLUMNS, 2.3), layout="constrained")
+    layout = [["gap", "rmg", "temperature"], ["recall", "largest", "."]]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(_figures.TWO_COLUMNS, 4.0), layout="constrained")
     data, scale = data.transpose("setting", "seed", "scale"), data.scale.values
     labels = dict(gap="gap norm G", rmg="relative gap", temperature="temperature τ", recall="recall@1")
-    labels["largest"] = f"{LARGEST} coordinates"
-    for axis, (name, label) in zip(axes, labels.items(), strict=True):
-        for setting, color in zip(SETTINGS, _figures.COLORS, strict=False):
-            values = data[name].sel(setting=setting).values
-            error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
-            axis.errorbar(scale, values.mean(axis=0), error, color=color, marker="o", markersize=3, label=setting)
-        axis.set(title=label, ylim=(0, None), xlabel="private scale")
-    for axis, name in ((axes[0], "gap"), (axes[1], "rmg")):
+    labels["largest"] = f"share of G²\nin {LARGEST} coordinates"
+    for name, label in labels.items():
+        for i, setting in enumerate(SETTINGS):
+            _figures.points(axes[name], scale, data[name].sel(setting=setting).values, setting, **_figures.series(i))
+        axes[name].set(ylabel=label, ylim=(0, None), xlabel="private scale")
+    for name in ("gap", "rmg"):
         mixed = shuffled(data[name].sel(setting=SETTINGS[0]).values).mean(axis=0)
-        axis.plot(scale, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="shuffled (control)")
+        axes[name].plot(scale, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="shuffled (control)")
     null = random_shares(10_000, data.attrs["embed_dim"], seed=1).mean()
-    axes[4].axhline(null, color="black", linestyle="--", linewidth=0.8)
-    axes[4].set(ylim=(0, 1), ylabel="share of G²")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+    axes["largest"].axhline(null, color="black", linestyle="--", linewidth=0.8)
+    axes["largest"].set_ylim(0, 1)
+    axes["recall"].set_ylim(0.75, 1.01)
+    _figures.legend_above(figure, axes["gap"], ncols=4)
+    return _figures.lettered(figure)

@@ -44,12 +44,13 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
-    "(a) Noise factor tr(B C_y) tr(B⁻¹ C_x) over its predicted least value: 1,000 random metrics per gallery, sorted (grey), "
-    "and gradient search from random starts (lines, by iteration). (b) Robustness at equal noise-to-power: exact (bars) and "
-    "measured, ± 4 standard errors. (c) Answers kept after rounding the rows of the first gallery to low precision in random "
-    "bases: predicted from the steps (bars), measured ± 4 standard errors; grey: step²/6. (d) Answers kept against bytes per "
-    "row (scalars and scales included) on the first gallery: the formats of (c) with a scale per row (solid), 3 to 8 bits with a "
-    "range per column (dashed), and FAISS's scalar and product quantisers at the better of its two metrics (crosses)."
+    "(a) Noise factor tr(BC) tr(B⁻¹C′), C and C′ the second moments of queries and gallery, over its predicted least value: "
+    "1,000 random metrics per gallery, sorted (grey), and gradient search from random starts, by iteration (black; solid, "
+    "dashed, dotted: the galleries). (b) Robustness at equal noise-to-power: exact (bars) and measured, ± 4 standard errors "
+    "over 2,000 draws. (c) Answers kept after rounding the rows of the first gallery to low precision: predicted from the "
+    "steps (bars), measured, ± 4 standard errors over 24 random bases; grey: step²/6. (d) Answers kept against bytes per row "
+    "(scalars and scales included) on the first gallery: the formats of (c) with a scale per row (solid), 3 to 8 bits with a "
+    "range per column (dashed), and FAISS's scalar and product quantisers at the better of its two metrics."
 )
 STORAGES = ("as it is", "queries centred", "both centred", "optimum")
 INVERSE = "inverse of the optimum"
@@ -313,7 +314,7 @@ def judge(data) -> list[sim.Row]:
     ]  # fmt: skip
 
 
-SHOWN = dict(zip((*STORAGES, INVERSE), (_figures.COLORS[i] for i in (0, 5, 2, 1, 3)), strict=True))
+SERIES = dict(zip((*STORAGES, INVERSE), (0, 5, 2, 1, 3), strict=True))
 
 
 def draw(data):
@@ -323,40 +324,41 @@ def draw(data):
     figure, axes = plt.subplots(2, 2, figsize=(_figures.TWO_COLUMNS, 5.0), layout="constrained")
     factor, ladder, rounding, sizes = axes.ravel()
     share = np.linspace(0, 100, data.sizes["metric"])
-    for color, name in zip(_figures.COLORS, data.gallery.values, strict=False):
+    for style, name in zip(("-", "--", ":"), data.gallery.values, strict=False):
         here = data.sel(gallery=name)
         factor.plot(share, np.sort(here.random / here.optimum), color=_figures.CONTROL, linewidth=0.8)
         points = np.linspace(0, 100, data.sizes["point"])
         for start in range(data.sizes["start"]):
             label = str(name) if start == 0 else None
-            factor.plot(points, here.search.isel(start=start) / here.optimum, color=color, linewidth=0.8, label=label)
-    factor.axhline(1.0, color="black", linestyle="--", linewidth=0.8)
+            values = here.search.isel(start=start) / here.optimum
+            factor.plot(points, values, style, color="black", linewidth=0.8, label=label)
     factor.set(
-        title="(a) noise factor over the least one", yscale="log", ylabel="ratio", ylim=(0.7, None),
+        title="least noise factor", yscale="log", ylabel="noise factor over the least", ylim=(0.7, None),
         xlabel="metrics, sorted (%); part of the search (%)",
     )  # fmt: skip
     factor.legend(loc="upper center")
     _draw_bars(ladder, data.gallery.values, data.exact, data.measured, data.measured_error)
-    ladder.set(title="(b) equal noise-to-power", ylabel="robustness", ylim=(0, 1.05))
+    ladder.set(title="equal noise-to-power", xlabel="gallery", ylabel="robustness", ylim=(0, 1.05))
     first = data.isel(gallery=0)
     _draw_bars(rounding, data.format.values, first.predicted_kept, first.kept, first.kept_error, first.twice_kept)
-    rounding.set(title=f"(c) rounding, {first.gallery.item()}", ylabel="answers kept", ylim=(0, 1.05))
+    rounding.set(title=f"rounding, {first.gallery.item()}", xlabel="format", ylabel="answers kept", ylim=(0, 1.05))
     order = np.argsort(data.bytes_per_row.values, kind="stable")
     for storage in STORAGES:
         values = first.ladder.sel(storage=storage)[order]
-        sizes.plot(data.bytes_per_row[order], values, "o-", color=SHOWN[storage], linewidth=0.8)
+        sizes.plot(data.bytes_per_row[order], values, linewidth=0.8, **_figures.series(SERIES[storage]))
     draw_library(sizes, data, data.attrs["num_dimensions"])
     sizes.margins(y=0.1)
-    sizes.set(title="(d) answers kept against size", xlabel="bytes per row", ylabel="answers kept", ylim=(None, 1.03))
-    figure.legend(*ladder.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    return figure
+    sizes.set(title="answers kept against size", xlabel="bytes per row", ylabel="answers kept", ylim=(None, 1.03))
+    sizes.legend(loc="lower right")
+    _figures.legend_above(figure, ladder, ncols=5)
+    return _figures.lettered(figure)
 
 
 def _draw_bars(axis, names, predicted, measured, error, control=None):
     """Groups of bars (predicted) with points (measured), one bar per storage; grey ticks for the control."""
-    width, places = 0.8 / len(SHOWN), np.arange(len(names))
-    for j, (storage, color) in enumerate(SHOWN.items()):
-        at = places + (j - (len(SHOWN) - 1) / 2) * width
+    width, places = 0.8 / len(SERIES), np.arange(len(names))
+    for j, (storage, i) in enumerate(SERIES.items()):
+        at, color = places + (j - (len(SERIES) - 1) / 2) * width, _figures.COLORS[i]
         axis.bar(at, predicted.sel(storage=storage), width, color=color, alpha=0.55, label=storage)
         points = [each.sel(storage=storage) for each in (measured, error)]
         axis.errorbar(at, points[0], 4 * points[1], color="black", fmt="o", markersize=2, linewidth=0.8)
@@ -366,13 +368,11 @@ def _draw_bars(axis, names, predicted, measured, error, control=None):
 
 
 def draw_library(axis, data, dimensions: int):
-    """Answers kept with a range per column and an exact scalar (dashed), and FAISS's quantisers (labelled crosses)."""
+    """Answers kept with a range per column and an exact scalar (dashed), and FAISS's quantisers."""
     places = dimensions * data.bits / 8 + 4
     for name, values in zip(STORAGES, data.columns.values, strict=True):
-        axis.plot(places, values, "s--", color=SHOWN[name], linewidth=0.8, markersize=3, fillstyle="none")
-    if "library" not in data:
-        return
-    values = data.library.values
-    axis.plot(values[:, 0], values[:, 1], "x", color="black", markersize=4)
-    for name, (size, kept) in zip(data.quantiser.values, values, strict=True):
-        axis.annotate(str(name), (size, kept), xytext=(3, -8), textcoords="offset points", fontsize=6, clip_on=True)
+        axis.plot(places, values, linewidth=0.8, linestyle="--", fillstyle="none", **_figures.series(SERIES[name]))
+    for family, marker, words in (("SQ", "x", "scalar"), ("PQ", "+", "product")) if "library" in data else ():
+        chosen = np.char.startswith(data.quantiser.values.astype(str), family)
+        label = f"FAISS, {words} quantiser"
+        axis.plot(*data.library.values[chosen].T, marker, color="black", markersize=5, label=label)

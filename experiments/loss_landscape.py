@@ -26,8 +26,9 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "(a) Loss of the six pairs of Liang et al. with two texts swapped, against the latitude of the texts: measured "
-    "(points), f(cos θ/τ) (lines), minima (stars); grey: the same without the swap at 1/τ = 100. (b) All latitudes of "
-    "both circles and all temperatures fall on one curve of cos θ_x cos θ_y/τ; grey: on none of cos(θ_x − θ_y)/τ. "
+    "(points), f(cos θ/τ) (lines), minima (stars); grey: the same without the swap at 1/τ = 100. (b) All latitudes θ and θ′ "
+    "of both circles and all temperatures fall on one curve of cos θ cos θ′/τ (star: its minimum); grey: on none of "
+    "cos(θ − θ′)/τ. "
     "(c) Latitude of least loss against 1/τ, for the published example, for random longitudes with swapped or soft "
     "matchings, and for the unswapped example: measured (points), arccos(s*τ) (lines); grey: s* of one direction of the "
     "loss."
@@ -287,13 +288,15 @@ def draw(data):
     degrees = np.degrees(data.latitude)
     for i, scale in enumerate(data.inverse_temperature.values):
         here = data.sel(matching="swapped", inverse_temperature=scale)
-        left.plot(degrees, here.loss_predicted, color=colors[i], linewidth=0.9, label=f"{scale:g}")
-        left.plot(degrees[::3], here.loss[::3], "o", color=colors[i], markersize=2)
+        look = _figures.series(i, markersize=2.5)
+        left.plot(degrees, here.loss_predicted, color=colors[i], linewidth=0.9)
+        left.plot(degrees[i::5], here.loss[i::5], linestyle="none", **look)
+        left.plot([], [], linewidth=0.9, label=f"{scale:g}", **look)
         star = np.degrees(float(here.published_latitude))
         left.plot([star, -star], 2 * [float(here.published_lowest)], "*", color=colors[i], markersize=6)
     matched = data.sel(matching="unswapped", inverse_temperature=data.inverse_temperature.values[-1])
     left.plot(degrees, matched.loss_predicted, color=grey, linewidth=0.9)
-    left.plot(degrees[::3], matched.loss[::3], "o", color=grey, markersize=2)
+    left.plot(degrees[::3], matched.loss[::3], "x", color=grey, markersize=2.5)
     left.set(xlabel="latitude θ (degrees)", ylabel="loss (nats)", xticks=range(-90, 91, 45), ylim=(0, 2.1))
     left.legend(
         title="1/τ", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.07), columnspacing=0.6, handlelength=1.0
@@ -304,9 +307,9 @@ def draw(data):
     fine = np.geomspace(max(scale.min(), 0.3), scale.max(), 200)
     similarities = landscapes.circle_similarities(_swapped(), PUBLISHED)
     curve = [landscapes.loss_at_scale(similarities, s) for s in fine]
-    middle.plot(data.lift_other_scale.values[shown], loss, "x", color=grey, label="cos(θ_x − θ_y)/τ")
+    middle.plot(data.lift_other_scale.values[shown], loss, "x", color=grey, label="cos(θ − θ′)/τ")
     middle.plot(fine, curve, color=colors[0], linewidth=0.9, label="f")
-    middle.plot(scale, loss, "o", color=colors[0], label="cos θ_x cos θ_y/τ")
+    middle.plot(scale, loss, "o", color=colors[0], label="cos θ cos θ′/τ")
     middle.plot(float(data.published_scale), float(data.published_loss), "*", color="black", markersize=7)
     middle.set(xscale="log", xlabel="scale", ylabel="loss (nats)", xlim=(fine[0], None), ylim=(0.7, 2.4))
     middle.legend(loc="upper left")
@@ -314,9 +317,10 @@ def draw(data):
     inverse = np.geomspace(5, 1.3 * max(data.inverse_temperature.values.max(), 100), 200)
     published = np.degrees(landscapes.best_latitude(float(data.published_scale), 1 / inverse))
     right.plot(inverse, published, color=colors[0], linewidth=0.9)
-    right.plot(data.inverse_temperature, np.degrees(data.published_latitude), "o", color=colors[0], label="published")
+    look = dict(linestyle="none", label="published") | _figures.series(0)
+    right.plot(data.inverse_temperature, np.degrees(data.published_latitude), **look)
     right.plot(
-        data.inverse_temperature, np.degrees(data.matched_latitude), "s", color=colors[2], label="no swap", zorder=1
+        data.inverse_temperature, np.degrees(data.matched_latitude), "^", color=colors[2], label="no swap", zorder=1
     )
     for i in range(data.sizes["geometry"]):
         here, label = data.isel(geometry=i), "random" if i == 0 else None
@@ -325,10 +329,8 @@ def draw(data):
         best = float(here.random_scale)
         right.plot(reach, np.degrees(landscapes.best_latitude(best, 1 / reach)), color=colors[1], linewidth=0.4)
         right.plot(at, np.degrees(here.random_one_way), "x", color=grey, markersize=2, zorder=0)
-        right.plot(at, np.degrees(here.random_latitude), "o", color=colors[1], markersize=2, label=label)
+        right.plot(at, np.degrees(here.random_latitude), "s", color=colors[1], markersize=2, label=label)
     right.set(xscale="log", xlabel="1/τ", ylabel="latitude of least loss (degrees)", ylim=(-4, 118))
     right.set_yticks(range(0, 91, 30))
-    right.legend(loc="upper center", ncols=3, columnspacing=0.4, handletextpad=0.0, fontsize=6)
-    for axis, letter in zip((left, middle, right), "abc", strict=True):
-        axis.set_title(f"({letter})", loc="left")
-    return figure
+    right.legend(loc="upper center", ncols=3, columnspacing=0.4, handletextpad=0.0, fontsize=_figures.SMALL)
+    return _figures.lettered(figure)

@@ -31,11 +31,12 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float64 exact part and flows, float32 towers"
 CAPTION = (
-    "Top left: gap of least loss among parallel modalities against the share of wrong pairs (lines: predicted, circles: "
-    "minimised, grey: the near miss of n partners for n − 1). Top right: free embeddings under the same pairing from "
-    "different starting angles all reach the least loss, whatever their gap. Bottom: towers trained on a fixed set with "
-    "wrong pairs, measured on right ones: gap against their share, from two cones apart and together; against the chance "
-    "per step that a pair changes sides; and against the temperature at which a schedule ends. Bars: ± 2 standard errors."
+    "(a) Gap of least loss among parallel modalities against the share of wrong pairs (lines: predicted, points: minimised, "
+    "dashed grey: the near miss of n partners for n − 1). (b) Free embeddings under the same pairing end with a gap that "
+    "depends on the starting angle (± 2 standard errors over four seeds), and (c) all at the least loss (the largest of "
+    "the seeds). Towers trained on a fixed set with wrong pairs, measured on right ones: gap against (d) the share of wrong "
+    "pairs, from two cones apart and together; (e) the chance per step that a pair changes sides; (f) the temperature at "
+    "which a schedule ends. Bars: ± 2 standard errors over 8 seeds; dashed grey: labels shuffled within seeds (control)."
 )
 
 
@@ -298,30 +299,26 @@ def draw(data):
     """The exact part above, the towers below."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplot_mosaic(
-        [["family"] * 3 + ["flow"] * 3, ["share"] * 2 + ["swap"] * 2 + ["schedule"] * 2],
-        figsize=(_figures.TWO_COLUMNS, 3.9), layout="constrained",
-    )  # fmt: skip
+    layout = [["family", "flow", "excess"], ["share", "swap", "schedule"]]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(_figures.TWO_COLUMNS, 4.0), layout="constrained")
     axis = axes["family"]
-    for color, temperature in zip(_figures.COLORS, data.exact_temperature.values, strict=False):
-        here = data.sel(exact_temperature=temperature)
-        axis.plot(here.exact_share, here.predicted_gap, color=color, label=f"τ = {temperature:g}")
-        axis.plot(here.exact_share, here.least_gap, "o", color=color)
+    for i, temperature in enumerate(data.exact_temperature.values):
+        here, look = data.sel(exact_temperature=temperature), _figures.series(i)
+        axis.plot(here.exact_share, here.predicted_gap, color=look["color"])
+        axis.plot(here.exact_share, here.least_gap, linestyle="none", label=f"τ = {temperature:g}", **look)
         axis.plot(here.exact_share, here.gap_near_miss, color=_figures.CONTROL, linestyle="--", linewidth=0.8)
     axis.set(xscale="log", xlabel="share p of wrong pairs", ylabel="gap of least loss", ylim=(0, 2))
-    axis.legend()
-    axis, angles = axes["flow"], np.degrees(data.angle.values)
-    gap = data.flow_gap.transpose("flow_seed", "angle")
-    axis.errorbar(angles, gap.mean("flow_seed"), 2 * gap.std("flow_seed", ddof=1) / gap.sizes["flow_seed"] ** 0.5,
-                  color=_figures.COLORS[0], marker="o", label="gap at the end")  # fmt: skip
-    axis.set(xlabel="starting angle (°)", ylabel="gap at the end", xticks=angles, ylim=(0, 2))
-    other = axis.twinx()
-    other.plot(angles, np.abs(data.flow_excess).max("flow_seed"), "s", color=_figures.COLORS[1])
-    other.set(yscale="log", ylim=(1e-17, 1), ylabel="loss − least loss (nats, ■)")
-    other.spines.right.set_visible(True)
+    axis.legend(loc="lower right")
+    angles = np.degrees(data.angle.values)
+    _figures.points(axes["flow"], angles, data.flow_gap.transpose("flow_seed", "angle").values, **_figures.series(0))
+    axes["flow"].set(ylabel="gap at the end", ylim=(0, 2))
+    axes["excess"].plot(angles, np.abs(data.flow_excess).max("flow_seed"), linestyle="none", **_figures.series(0))
+    axes["excess"].set(yscale="log", ylim=(1e-17, 1), ylabel="loss − least loss (nats)")
+    for name in ("flow", "excess"):
+        axes[name].set(xlabel="starting angle (°)", xticks=angles)
     panels = (
         ("share", "share_gap", "share of wrong pairs"),
-        ("swap", "swap_gap", "chance of swapping per pair and step"),
+        ("swap", "swap_gap", "chance of swapping per step"),
         ("schedule", "schedule_gap", "final temperature"),
     )
     for name, variable, label in panels:
@@ -331,15 +328,13 @@ def draw(data):
         curves = (
             [(values.sel(start=s), s) for s in ("apart", "together")] if "start" in values.dims else [(values, None)]
         )
-        for color, (curve, text) in zip(_figures.COLORS, curves, strict=False):
+        for i, (curve, text) in enumerate(curves):
             curve = curve.transpose("seed", ...)
-            error = 2 * curve.std("seed", ddof=1) / curve.sizes["seed"] ** 0.5
-            axis.errorbar(place, curve.mean("seed"), error, color=color, marker="o", label=text)
+            _figures.points(axis, place, curve.values, text, **_figures.series(i))
             if text != "together":
                 mixed = shuffled(curve).mean(axis=0)
                 axis.plot(place, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="labels shuffled")
-        axis.set(xlabel=label, ylim=(0, 1.6), xlim=(-0.3, len(at) - 0.7))
+        axis.set(xlabel=label, ylabel="gap after training", ylim=(0, 1.6), xlim=(-0.3, len(at) - 0.7))
         axis.set_xticks(place, [f"{v:g}" for v in at])
     axes["schedule"].legend(*axes["share"].get_legend_handles_labels(), loc="upper right")
-    axes["share"].set_ylabel("gap after training")
-    return figure
+    return _figures.lettered(figure)

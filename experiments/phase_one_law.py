@@ -26,12 +26,12 @@ CLAIM = sim.Claim(
     expected=("holds if", "holds", "holds", "holds", "holds", "holds"),
 )
 CAPTION = (
-    "Scale ε of the clusters in units of √τ; nothing fitted. Left: fall of the gap in phase 1 against its distance; "
-    "lines: law of tight clusters; markers: flows at three scales, mean over seeds, which fall short near r = 1; grey: "
-    "G₀² + τ and G₀² − τ exchanged (for correlation 0 that is the law). Middle: share by which the gap falls short; "
-    "lines: predicted, constant included; circles: measured, ± 4 standard errors over seeds; grey: without the rise that "
-    "sets in before the minimum. Right: rise in phase 2 at several scales, which coincide; black: r^{−2} through the last "
-    "point; grey: r^{−1}. Bars, mostly smaller than the marker: ± 4 standard errors."
+    "Scale ε of the clusters in units of √τ; nothing fitted. (a) Fall of the gap in phase 1 against its distance; "
+    "lines: law of tight clusters (dashed: correlation ½); markers: flows at three scales, which fall short near r = 1; "
+    "dotted grey: G₀² + τ and G₀² − τ exchanged (for correlation 0 that is the law). (b) Share by which the gap falls short; "
+    "lines: predicted, constant included; points: measured; grey: without the rise that sets in before the minimum. "
+    "(c) Rise in phase 2 at several scales, which coincide; black: r⁻² through the last point; grey: r⁻¹. Bars, mostly "
+    "smaller than the marker: ± 4 standard errors over 16 seeds; in (c) over four seeds."
 )
 LOOSE = 3.0  # r from which the law is good to 10 %
 TIGHT, TIGHTEST = 1.001e-3, 1e-4  # largest ε of rows about a limit; one ε
@@ -265,23 +265,16 @@ def draw(data):
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.5), layout="constrained")
     fine = np.geomspace(1.02, 1.2 * float(data.ratio.max()), 200)
     markers = dict(zip([s for s in data.scale.values if TIGHTEST <= s <= 0.0101], "osv", strict=True))
-    for correlation, color in zip(data.correlation.values, _figures.COLORS, strict=False):
+    for correlation, color, style in zip(data.correlation.values, _figures.COLORS, ("-", "--"), strict=False):
         # The law in units of ε²/r: variances 2(1 ± ρ)ε²τ.
         law, exchanged = (fine * ((1 + correlation) / (fine - s) + (1 - correlation) / (fine + s)) for s in (1, -1))
-        left.plot(fine, law, color=color, label=f"correlation {correlation:g}")
+        left.plot(fine, law, style, color=color, label=f"correlation {correlation:g}")
         if correlation:  # without correlation the near miss is the law itself
-            left.plot(fine, exchanged, color=_figures.CONTROL, linestyle="--")
+            left.plot(fine, exchanged, color=_figures.CONTROL, linestyle=":")
         for at, marker in markers.items():
             fall = -data.fall.sel(correlation=correlation, scale=at) * data.ratio / at**2
-            left.errorbar(
-                data.ratio,
-                _mean(fall),
-                4 * _standard_error(fall),
-                fmt=marker,
-                color=color,
-                fillstyle="none",
-                markersize=4,
-            )
+            look = dict(fmt=marker, color=color, fillstyle="none", markersize=4)
+            left.errorbar(data.ratio, _mean(fall), 4 * _standard_error(fall), **look)
     handles, labels = left.get_legend_handles_labels()
     for at, marker in markers.items():
         handles += left.plot([], [], marker, color="black", fillstyle="none", markersize=4, linestyle="none")
@@ -290,29 +283,27 @@ def draw(data):
     left.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
     left.set_xticks([1, 2, 5, 10, 30], ["1", "2", "5", "10", "30"])
     left.minorticks_off()
-    left.legend(handles, labels)
+    left.legend(handles, labels, loc="upper right")
 
-    for color, ratio in zip(_figures.COLORS, [r for r in data.ratio.values if r < LOOSE], strict=False):
+    for i, ratio in enumerate(r for r in data.ratio.values if r < LOOSE):
         here = data.sel(ratio=ratio).isel(correlation=-1)
         measured = 1 - here.fall / here.law
-        middle.plot(data.scale, _mean(here.shortfall), color=color, label=f"r = {ratio:g}")
-        middle.plot(data.scale, _mean(here.shortfall_without_rise), color=_figures.CONTROL, linestyle="--")
-        middle.errorbar(
-            data.scale, _mean(measured), 4 * _standard_error(measured), fmt="o", color=color, fillstyle="none"
-        )
+        middle.plot(data.scale, _mean(here.shortfall), color=_figures.COLORS[i])
+        middle.plot(data.scale, _mean(here.shortfall_without_rise), color=_figures.CONTROL, linestyle=":")
+        look = dict(linestyle="none", fillstyle="none", label=f"r = {ratio:g}") | _figures.series(i)
+        middle.errorbar(data.scale, _mean(measured), 4 * _standard_error(measured), **look)
     middle.set(xscale="log", yscale="log", xlabel="scale of the clusters ε", ylabel="shortfall of the law")
     middle.legend(loc="lower right")
 
     ratio, exponent = data.rise_ratio.values, phase_one.predicted_rise_exponents().ratio
-    for marker, color, scale in zip("osv^", _figures.COLORS, data.rise_scale.values, strict=False):
+    for i, scale in enumerate(data.rise_scale.values):
         rise = data.rise.sel(rise_scale=scale)
-        bars = 4 * _standard_error(rise, "rise_seed")
-        right.errorbar(
-            ratio, _mean(rise, "rise_seed"), bars, fmt=marker, color=color, fillstyle="none", label=f"ε = {scale:g}"
-        )
+        look = dict(linestyle="none", fillstyle="none", label=f"ε = {scale:g}")
+        look |= _figures.series(i, markersize=7 - 2 * i)  # one within the other
+        right.errorbar(ratio, _mean(rise, "rise_seed"), 4 * _standard_error(rise, "rise_seed"), **look)
     last = float(data.rise.isel(rise_ratio=-1, rise_scale=0).mean())
     right.plot(ratio, last * (ratio / ratio[-1]) ** exponent, color="black", linewidth=0.8)
-    right.plot(ratio, last * (ratio / ratio[-1]) ** (exponent / 2), color=_figures.CONTROL, linestyle="--")
+    right.plot(ratio, last * (ratio / ratio[-1]) ** (exponent / 2), color=_figures.CONTROL, linestyle=":")
     right.set(xscale="log", yscale="log", xlabel="r = G$_0^2$/τ", ylabel="rise of G in phase 2, relative")
-    right.legend()
-    return figure
+    right.legend(loc="upper right")
+    return _figures.lettered(figure)

@@ -25,9 +25,9 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
-    "Robustness against closing. Lines: exact K-class probability, nothing fitted; points: measured, ± 4 standard "
-    "errors over draws (mostly smaller than the marker). Grey: the near miss of counting the noise twice (2σ²), and noise "
-    "on the queries, which closing cannot change. Bottom: accuracy without noise (black; it does not move) and under noise."
+    "(a–c) Robustness against closing. Lines: exact K-class probability, nothing fitted; points: measured, ± 4 standard "
+    "errors over 3,000 draws (mostly smaller than the marker). Grey: the near miss of counting the noise twice (2σ²), and "
+    "noise on the queries, which closing cannot change. (d–f) Accuracy without noise (it does not move) and under noise."
 )
 
 
@@ -151,24 +151,25 @@ def draw(data):
 
     columns = data.sizes["gallery"]
     figure, axes = plt.subplots(
-        2, columns, figsize=(_figures.TWO_COLUMNS, 3.9), sharex=True, squeeze=False, layout="constrained",
+        2, columns, figsize=(_figures.TWO_COLUMNS, 4.2), sharex=True, sharey="row", squeeze=False, layout="constrained",
         gridspec_kw=dict(height_ratios=(2, 1)),
     )  # fmt: skip
     for i, name in enumerate(data.gallery.values):
         top, bottom = axes[0][i], axes[1][i]
         for j, sigma in enumerate(data.sigma.values):
-            here, color = data.isel(gallery=i, sigma=j), _figures.COLORS[j]
-            top.plot(data.alpha, here.predicted, color=color, label=f"σ = {sigma:g}")
-            top.errorbar(data.alpha, here.measured, 4 * here.standard_error, color=color, fmt="o")
-            bottom.plot(data.alpha, here.accuracy, color=color, marker="o")
+            here = data.isel(gallery=i, sigma=j)
+            top.plot(data.alpha, here.predicted, color=_figures.COLORS[j])
+            look = dict(linestyle="none", label=f"σ = {sigma:g}") | _figures.series(j)
+            top.errorbar(data.alpha, here.measured, 4 * here.standard_error, **look)
+            bottom.plot(data.alpha, here.accuracy, **_figures.series(j))
         here, grey = data.isel(gallery=i), _figures.CONTROL
         near_miss = f"2σ² at σ = {data.attrs['control_sigma']:g}"
         top.plot(data.alpha, here.two_sigma_squared, color=grey, linestyle="--", linewidth=0.8, label=near_miss)
         top.plot(data.alpha, here.query_noise, color=grey, linestyle=":", linewidth=0.8, label="noise on queries")
         bottom.plot(data.alpha, here.clean_accuracy, color="black", label="no noise")
-        top.set(title=str(name), ylim=(0, 1.02))
-        bottom.set(xlabel="closing α", ylim=(0, 1.02))
+        top.set(title=str(name), ylim=(0, 1.04))
+        bottom.set(title=str(name), xlabel="closing α", ylim=(0, 1.04))
     axes[0][0].set_ylabel("robustness")
     axes[1][0].set_ylabel("accuracy")
-    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    return figure
+    _figures.legend_above(figure, top, bottom, ncols=6, columnspacing=1.5)
+    return _figures.lettered(figure)

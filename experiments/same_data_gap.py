@@ -25,11 +25,11 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training"
 CAPTION = (
-    "Two towers on the same observations. Left: the gap along training at the smallest batch and the largest dimension, "
-    "without cones at a small and a large temperature, and from two cones. Middle and right: the gap at the end without "
+    "Two towers on the same observations. (a) The gap along training at the smallest batch and the largest dimension, "
+    "without cones at a small and a large temperature, and from two cones. (b, c) The gap at the end without "
     "cones at the small temperature, against the batch size at equal numbers of steps (solid) and of pairs seen (dotted), "
-    "and against the dimension. Grey: labels shuffled within seeds (control). Bars and bands: ± 2 standard errors over "
-    "seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
+    "and against the dimension. Grey, dashed: labels shuffled within seeds (control). Bars and bands: ± 2 standard errors "
+    "over 12 seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
 )
 # A mean of the raw outputs of a hundredth of their spread is no cone, and both means point the same way.
 SETTINGS = ("no cone, small τ", "no cone, large τ", "two cones, small τ")
@@ -210,35 +210,30 @@ def draw(data):
     figure, axes = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.5), layout="constrained")
     batches, dims = data.batch_size.values, data.embed_dim.values
     corner = data.widest_gap.sel(batch_size=batches.min()).transpose("setting", "seed", "step")
-    for name, color in zip(SETTINGS, _figures.COLORS, strict=False):
-        _figures.band(axes[0], data.step.values, corner.sel(setting=name).values, color, name)
+    for i, name in enumerate(SETTINGS):
+        _figures.band(axes[0], data.step.values, corner.sel(setting=name).values, name, **_figures.series(i))
     axes[0].set(xlabel="step", ylabel="gap norm G", ylim=(0, 1.9), title=f"batch {batches.min()}, d = {dims.max()}")
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].set_xlim(0, data.step.values[-1])
     axes[0].legend(loc="center", bbox_to_anchor=(0.5, 0.5))
     end, equal = data.gap.isel(step=-1), at_equal_pairs(data.gap)
-    for i, (color, dim) in enumerate(zip(_figures.COLORS[::-1], dims, strict=False)):
-        curve = end.sel(embed_dim=dim).transpose("seed", "batch_size").values
-        _points(axes[1], batches, curve, color, f"d = {dim}")
-        axes[1].plot(batches, equal.sel(embed_dim=dim).mean("seed"), ":", color=color, linewidth=1)
+    for i, dim in enumerate(dims):
+        curve, look = end.sel(embed_dim=dim).transpose("seed", "batch_size").values, _figures.series(5 - i)
+        _figures.points(axes[1], batches, curve, f"d = {dim}", **look)
+        axes[1].plot(batches, equal.sel(embed_dim=dim).mean("seed"), ":", color=look["color"], linewidth=1)
         if i == len(dims) - 1:
             axes[1].plot(batches, shuffled(curve).mean(axis=0), "--", color=_figures.CONTROL, linewidth=0.8)
-    for i, (color, batch) in enumerate(zip(_figures.COLORS, batches, strict=False)):
+    for i, batch in enumerate(batches):
         curve = end.sel(batch_size=batch).transpose("seed", "embed_dim").values
-        _points(axes[2], dims, curve, color, f"batch {batch}")
+        _figures.points(axes[2], dims, curve, f"batch {batch}", **_figures.series(i))
         if i == 0:
             axes[2].plot(dims, shuffled(curve).mean(axis=0), "--", color=_figures.CONTROL, linewidth=0.8)
     highest = 1.5 * float(end.mean("seed").max())
-    axes[1].set(xlabel="batch size", ylim=(0, highest), title="no cone, small τ")
-    axes[2].set(xlabel="dimension d", ylim=(0, highest), title="no cone, small τ")
+    ends = dict(ylabel="gap norm G at the end", ylim=(0, highest), title="no cone, small τ")
+    axes[1].set(xlabel="batch size", **ends)
+    axes[2].set(xlabel="dimension d", **ends)
     for axis, ticks in ((axes[1], batches), (axes[2], dims)):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.legend(loc="upper right" if axis is axes[1] else "upper left")
-    return figure
-
-
-def _points(axis, at, values, color, label):
-    """Mean over seeds with ± 2 standard errors."""
-    error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
-    axis.errorbar(at, values.mean(axis=0), error, color=color, marker="o", label=label)
+    return _figures.lettered(figure)

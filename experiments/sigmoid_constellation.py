@@ -27,11 +27,11 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 losses, margins and separators"
 CAPTION = (
-    "Left: least sigmoid loss over temperature and bias against the margin of the rows (smaller losses at 1e-5; rows between a constellation and "
-    "random rows); dashed: ln 2/n, below which only constellations lie; grey: rows that satisfy the near miss, every "
-    "positive above the negatives of its own row, without being one. Middle: margin of trained free rows between the bounds "
-    "that loss and scale predict. Right: gap of the trained runs, by whether the bias is trained or 0; filled: a direction "
-    "separates the modalities."
+    "(a) Least sigmoid loss over temperature and bias against the margin of the rows (smaller losses at 10⁻⁵; rows between "
+    "a constellation and random rows); dashed: ln 2/n, below which only constellations lie; grey: rows that satisfy the near "
+    "miss, every positive above the negatives of its own row, without being one. (b) Margin of trained free rows, 32 seeds "
+    "each (points), within the interval that loss and scale predict (vertical lines). (c) Gap of the trained runs, by "
+    "whether the bias is trained or 0; filled: a direction separates the modalities."
 )
 FLOOR = 1e-5  # where the figure puts smaller losses
 BIASES = ("trained bias", "bias 0")
@@ -257,33 +257,34 @@ def draw(data):
     n, threshold = data.attrs["num_pairs"], np.log(2) / data.attrs["num_pairs"]
     axis, margin, loss = axes[0], data.mixture_margin.values, np.maximum(data.mixture_loss.values, FLOOR)
     missed = (data.mixture_rowwise.values > 0) & (margin <= 0)
-    for chosen, color, label in (
-        (margin > 0, _figures.COLORS[0], "m > 0"),
-        ((margin <= 0) & ~missed, _figures.COLORS[1], "m ≤ 0"),
-        (missed, _figures.CONTROL, "m ≤ 0, near miss"),
+    for chosen, look, label in (
+        (margin > 0, _figures.series(0), "m > 0"),
+        ((margin <= 0) & ~missed, _figures.series(1), "m ≤ 0"),
+        (missed, dict(color=_figures.CONTROL, marker="x"), "m ≤ 0, near miss"),
     ):
-        axis.plot(margin[chosen], loss[chosen], "o", color=color, label=label)
+        axis.plot(margin[chosen], loss[chosen], linestyle="none", label=label, **look)
     axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axis.axvline(0, color="black", linewidth=0.5)
     axis.set(xlabel="margin m", ylabel="least loss (nats)", yscale="log", ylim=(FLOOR / 2, 10))
     axis.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
     zero = data.where(data.loss < threshold)
-    for name, color in zip(BIASES, _figures.COLORS, strict=False):
-        here = zero.sel(bias=name)
+    for i, name in enumerate(BIASES):
+        here, color, look = zero.sel(bias=name), _figures.COLORS[i], _figures.series(i, linestyle="none")
         here = here.isel(seed=np.flatnonzero(np.isfinite(here.loss.values))).sortby("margin")
         lower, upper = predicted_margin_bounds(here.loss.values, here.scale.values, n)
         place = np.arange(here.sizes["seed"]) + (0 if name == BIASES[0] else data.sizes["seed"] + 2)
         axes[1].vlines(place, lower, upper, color=color, alpha=0.4, linewidth=2)
-        axes[1].plot(place, here.margin, "o", color=color, markersize=2.5, label=name)
+        axes[1].plot(place, here.margin, label=name, **look)
         separable = here.separable.values == 1
         height = np.full(here.sizes["seed"], float(BIASES.index(name)))
         height = height + np.linspace(-0.25, 0.25, len(height))
-        axes[2].plot(here.gap.values[separable], height[separable], "o", color=color)
-        axes[2].plot(here.gap.values[~separable], height[~separable], "o", color=color, markerfacecolor="none")
+        axes[2].plot(here.gap.values[separable], height[separable], **look)
+        axes[2].plot(here.gap.values[~separable], height[~separable], markerfacecolor="none", **look)
     axes[1].set(xlabel="run (sorted)", ylabel="margin m(b)", ylim=(0, None), xticks=[])
     axes[1].legend(loc="lower left")
     for face, label in ((None, "separable"), ("none", "not separable")):
         axes[2].plot([], [], "o", color=_figures.CONTROL, markerfacecolor=face, label=label)
     axes[2].legend(loc="center")
-    axes[2].set(xlabel="gap norm G", yticks=[0, 1], yticklabels=BIASES, ylim=(-0.6, 1.6), xlim=(0, 2))
-    return figure
+    axes[2].set(xlabel="gap norm G", ylabel="bias", yticks=[0, 1], yticklabels=("trained", "0"))
+    axes[2].set(ylim=(-0.6, 1.6), xlim=(-0.1, 2))
+    return _figures.lettered(figure)

@@ -33,11 +33,11 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "(a) Smallest loss found from random starts (points) and predicted (lines), without a gap and with parallel gaps "
-    "(n = 8); grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
-    "wrong pairs, at τ = 0.1: measured (circles: parallel modalities; crosses: free rows, pulled apart) and predicted; the gap is "
-    "free up to the dotted lines; grey: G²/2 for G²/4. (c) Gap at the optimum of free rows from starts with a gap, "
+    "(n = 8); dashed grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
+    "wrong pairs, at τ = 0.1: measured (filled: parallel modalities; crosses: free rows, pulled apart) and predicted; the gap "
+    "is free up to the dotted lines; dashed grey: G²/2 for G²/4. (c) Gap at the optimum of free rows from starts with a gap, "
     "against 1/τ: none for p = 0 and at high temperature; below the predicted temperature (line: the widest free gap) any "
-    "value up to the line."
+    "value up to the line (the points of one 1/τ stand side by side)."
 )
 MAX_STEPS, RESTARTS = 2000, 4  # of L-BFGS; some tens of steps are enough
 STATIONARY = 5e-5  # relative gradient: the square root of the rounding of a loss of 1e-6; its loss is off by the square
@@ -336,11 +336,12 @@ def draw(data):
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.8), layout="constrained")
     grey, colors, n = _figures.CONTROL, _figures.COLORS, int(data.attrs["drawn"])
     inverse = np.geomspace(1, 10, 60)
-    for color, gap in zip(colors, (0.0, 1.0), strict=False):
+    for i, gap in enumerate((0.0, 1.0)):
         line = [landscapes.smallest_loss(n, 1 / s, gap_norm=gap) for s in inverse]
-        left.plot(inverse, line, color=color, linewidth=0.9, label=f"G = {gap:g}")
+        left.plot(inverse, line, color=colors[i], linewidth=0.9)
         chosen = (data.case_n == n) & (data.case_gap == gap) & (data.case_extra >= 0)
-        left.plot(1 / data.case_temperature[chosen], data.smallest[chosen], "o", color=color)
+        look = dict(linestyle="none", label=f"G = {gap:g}") | _figures.series(i)
+        left.plot(1 / data.case_temperature[chosen], data.smallest[chosen], **look)
         left.plot(inverse, np.log1p((n - 1) * np.exp(-(1 - gap**2 / 4) * inverse)), "--", color=grey, linewidth=0.8)
     few = (data.case_n == n) & (data.case_gap == 0) & (data.case_extra < 0)
     left.plot(1 / data.case_temperature[few], data.smallest[few], "x", color="black", label="d = n − 2")
@@ -352,8 +353,9 @@ def draw(data):
     for i, share in enumerate(data.wrong_share.values):
         here, color = data.sel(wrong_share=share), colors[i]
         line = [landscapes.smallest_loss(n, temperature, gap_norm=g, wrong_share=share) for g in fine]
-        middle.plot(fine, line, color=color, linewidth=0.9, label=f"p = {share:g}")
-        middle.plot(data.gap, here.parallel, "o", color=color)
+        middle.plot(fine, line, color=color, linewidth=0.9)
+        look = dict(linestyle="none", label=f"p = {share:g}") | _figures.series(i)
+        middle.plot(data.gap, here.parallel, **look)
         middle.plot(here.pulled_gap, here.pulled, "x", color=color, markersize=4)
         middle.axvline(landscapes.free_gap_norm(n, temperature, wrong_share=share), color=color, linestyle=":")
         half = [landscapes.smallest_loss(n, temperature, gap_norm=min(g * 2**0.5, 2), wrong_share=share) for g in fine]
@@ -367,9 +369,8 @@ def draw(data):
         widest = [landscapes.free_gap_norm(n, 1 / s, wrong_share=share) for s in fine]
         right.plot(fine, widest, color=color, linewidth=0.9)
         at = here.inverse_temperature.values[:, None] * np.ones((1, data.sizes["start"]))
-        right.plot(at.ravel(), here.free_gap.values.ravel(), "o", color=color, label=f"p = {share:g}", alpha=0.7)
+        look = dict(linestyle="none", label=f"p = {share:g}", fillstyle="none") | _figures.series(i)
+        right.plot(at.ravel() + 0.1 * i, here.free_gap.values.ravel(), **look)  # side by side
     right.set(xlabel="1/τ", ylabel="gap norm at the optimum")
     right.legend(loc="upper left")
-    for axis, letter in zip((left, middle, right), "abc", strict=True):
-        axis.set_title(f"({letter})", loc="left")
-    return figure
+    return _figures.lettered(figure)

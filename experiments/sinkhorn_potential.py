@@ -27,10 +27,11 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "Stationary points of the loss plus a ridge across the gap, float64, random soft pairings with uneven marginals, "
-    "nothing fitted. Left: coordinates along the gap against the potentials of an independent Sinkhorn iteration; grey: "
-    "the near miss G/τ in place of 2G/τ. Middle: relative errors against G, of the residuals to first and second order "
-    "and of the two couplings; lines: slopes −2 and −4; grey: second order without the change of lever arm. Right: "
-    "standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. Bars: range over seeds."
+    "nothing fitted. (a) Coordinates along the gap against the potentials of an independent Sinkhorn iteration (black: "
+    "equal); grey: the near miss G/τ in place of 2G/τ. (b) Relative errors against G, of the residuals to first and second "
+    "order and of the two couplings; lines: slopes −2 and −4; grey: second order without the change of lever arm. "
+    "(c) Standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. Points: geometric means; "
+    "bars: from the lowest to the highest of 16 seeds."
 )
 SHOWN, ACROSS = 4.0, 1.0  # G at which potentials are compared, and where τ/G² is not small
 ASYMPTOTIC = 4.0  # slopes are fitted from this G on
@@ -240,13 +241,14 @@ def draw(data):
         ("gallery", 1, "φ, gallery", _figures.COLORS[1]),
     ):
         points = sign * unit * here.sel(modality=modality)
-        fill = color if modality == "queries" else "none"
-        left.scatter(points["first"], points.measured, s=9, facecolors=fill, edgecolors=color, label=label)
+        look = dict(marker="o", markersize=2.5) if modality == "queries" else dict(marker="s", fillstyle="none")
+        flat = [points[name].values.ravel() for name in ("first", "measured")]
+        left.plot(*flat, color=color, linestyle="none", label=label, **look)
     ends = np.array(left.get_xlim())
     left.plot(ends, ends, color="black", linewidth=0.6, zorder=0)
     left.plot(ends, ends / 2, color=grey, linestyle="--", linewidth=0.8, zorder=0, label="G/τ for 2G/τ")
     left.set(xlabel="Sinkhorn potential", ylabel=f"±2G × residual / τ, G = {SHOWN:g}")
-    left.legend()
+    left.legend(loc="upper left")
 
     def against_gap(axis, values, color, marker, label):
         mean = np.exp(np.log(values).mean("seed"))
@@ -257,7 +259,7 @@ def draw(data):
     for values, order, label, marker, color in (
         (relative_errors(data, "first"), -2, "first order", "o", _figures.COLORS[0]),
         (data.coupling_error.max("softmax"), -2, "couplings", "s", _figures.COLORS[1]),
-        (relative_errors(data, "second"), -4, "second order", "v", _figures.COLORS[2]),
+        (relative_errors(data, "second"), -4, "second order", "^", _figures.COLORS[2]),
     ):
         anchor = against_gap(middle, values, color, marker, label)
         middle.plot(gaps, anchor * (gaps / ASYMPTOTIC) ** order, color=color, linewidth=0.8)
@@ -274,4 +276,4 @@ def draw(data):
         axis.minorticks_off()
         axis.legend(loc="lower left")
     middle.set_ylim(bottom=1e-12)
-    return figure
+    return _figures.lettered(figure)

@@ -34,12 +34,13 @@ CAPTION = (
     "Tight clusters on towers at 60°, τ = 0.1, ten steps, one factor changed at a time from one hidden layer of 64 tanh units, "
     "tightness 10⁷, learning rate 1. Filled: distance of the deviations from the nearest path of the free flow, over the way "
     "gone; black bars: predicted from the Jacobians of the start. Open: error of that prediction over the predicted change; "
-    "crosses: the same after one step. (a) Width; black: predicted exponents −2 and −3/2; diamonds: ReLU, error after ten steps. (b) Hidden layers of 64; 0 are "
-    "linear towers. (c) Length of the mean output over the deviations from it, 1/ε: MLP towers, and, dotted, linear towers "
-    "(open; black: slope −1; grey: kernels exchanged) and free embeddings (filled). (d) Learning rate, in units of that at "
-    "which ten steps like the first change the deviations by their size; black: slope 1. (e) The part of the kernel that "
-    "mixes outputs; black: predicted slopes; grey: −1. (f) Variance along a gap of 90° over its start in longer training at "
-    "tightness 1000; solid Adam, dashed SGD. (a)–(e): geometric means over seeds ± 2 standard errors; (f): bands of that."
+    "crosses: the same after one step. (a) Width; black: predicted exponents −2 and −3/2; diamonds: ReLU, error after ten "
+    "steps. (b) Hidden layers of 64; 0 are linear towers. (c) Length of the mean output over the deviations from it, 1/ε: "
+    "MLP towers, and, dotted, linear towers (open; black: slope −1; grey: kernels exchanged) and free embeddings (filled). "
+    "(d) Learning rate, in units of that at which ten steps like the first change the deviations by their size; black: "
+    "slope 1. (e) The part of the kernel that mixes outputs; black: predicted slopes; grey: −1. (f) Variance along a gap of "
+    "90° over its start in longer training at tightness 1000; solid Adam, dashed SGD; grey: as at the start. Geometric "
+    "means, bars and bands ± 2 standard errors over 24 seeds; in (f) over 8 seeds."
 )
 DATA, EMBED = sim.LatentPairs(latent_dim=4, dim_x=8, dim_y=10, noise=0.3), 6
 ANGLE, TEMPERATURE = np.pi / 3, 0.1
@@ -287,42 +288,38 @@ def draw(data):
 
     figure, axes = plt.subplots(2, 3, figsize=(_figures.TWO_COLUMNS, 5.2), layout="constrained")
     factors = dict(width="width", depth="hidden layers", tightness="1/ε", rate="learning rate").items()
-    for axis, (factor, label), letter in zip(axes.flat, factors, "abcd", strict=False):
+    for axis, (factor, label) in zip(axes.flat, factors, strict=False):
         for k, optimizer in enumerate(data.optimizer.values):
             here, color = by_factor(data, factor, str(optimizer)), _figures.COLORS[k]
             shift = {"depth": 0.09 * (2 * k - 1)}.get(factor, 0.0)
             at = here.level.values + shift if factor == "depth" else here.level.values * (0.95, 1.05)[k]
             _points(axis, at, here.orbit, f"{optimizer}: free flow", fmt="os"[k], color=color)
-            _points(
-                axis,
-                at,
-                here.error,
-                f"{optimizer}: kernel of the start",
-                fmt="os"[k],
-                color=color,
-                markerfacecolor="white",
-            )
+            look = dict(fmt="os"[k], color=color, markerfacecolor="white")
+            _points(axis, at, here.error, f"{optimizer}: kernel of the start", **look)
             predicted = np.exp(np.log(here.orbit_predicted).mean("factor_seed"))
             axis.plot(at, predicted, "_", color="black", markersize=7, zorder=3, label="predicted" if k else None)
             if factor in ("width", "rate"):
-                _points(
-                    axis, at, here.first_error, f"{optimizer}: kernel, one step", fmt="x", color=color, markersize=4
-                )
+                look = dict(fmt="x+"[k], color=color, markersize=4)
+                _points(axis, at, here.first_error, f"{optimizer}: kernel, one step", **look)
                 _guide(axis, at, here.first_error, theory.DRIFT_EXPONENTS[k] - 2 if factor == "width" else 1.0)
-        axis.set(yscale="log", xlabel=label, xscale="linear" if factor == "depth" else "log")
-        axis.set_title(f"({letter}) {label.capitalize() if factor != 'tightness' else 'Tightness'}", loc="left")
+        axis.set(
+            yscale="log",
+            xlabel=label,
+            ylabel="relative discrepancy",
+            title="learning rate" if factor == "rate" else factor,
+        )
+        axis.set_xscale("linear" if factor == "depth" else "log")
     for k, optimizer in enumerate(data.optimizer.values):
         here = by_factor(data, "ReLU", str(optimizer))
         _points(axes[0][0], here.level, here.error, fmt="D", color=_figures.COLORS[k], markersize=2.5)
-    axes[0][0].set(ylabel="relative discrepancy", xticks=(100, 1000), xticklabels=("100", "1000"))
+    axes[0][0].set(xticks=(100, 1000), xticklabels=("100", "1000"))
     axes[0][0].xaxis.minorticks_off()
     axes[0][1].set(xticks=range(1 + int(by_factor(data, "depth", "SGD").level.max())))
-    axes[1][0].set(ylabel="relative discrepancy")
     _draw_linear(axes[0][2], data)
     _draw_mixing(axes[1][1], data)
     _draw_histories(axes[1][2], data)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+    _figures.legend_above(figure, axes[0][0], ncols=4)
+    return _figures.lettered(figure)
 
 
 def _points(axis, at, values, label=None, **look):
@@ -356,19 +353,18 @@ def _draw_mixing(axis, data):
         _guide(axis, at, here.mixing, -1.0, _figures.CONTROL)
         _guide(axis, at, here.mixing, theory.mixing_exponent(int(depth)))
     axis.set(xscale="log", yscale="log", xlabel="width", ylabel="mixing of outputs")
-    axis.set_title("(e) Kernel", loc="left")
+    axis.set_title("kernel")
     axis.set(xticks=(100, 1000), xticklabels=("100", "1000"))
     axis.legend(loc="lower left")
 
 
 def _draw_histories(axis, data):
-    for color, temperature in zip(_figures.COLORS[2:], data.temperature.values, strict=False):
+    for i, temperature in enumerate(data.temperature.values):
         for optimizer, style in (("Adam", "-"), ("SGD", "--")):
             here = data.along.sel(optimizer=optimizer, temperature=temperature).transpose("seed", "train_step")
             label = f"τ = {temperature:g}" if style == "-" else None
-            _figures.band(axis, data.train_step.values, np.log10(here.values), color, label)
-            axis.lines[-1].set_linestyle(style)
+            look = _figures.series(2 + i, linestyle=style, markevery=(2 * i, 8))
+            _figures.band(axis, data.train_step.values, np.log10(here.values), label, **look)
     axis.axhline(0.0, color=_figures.CONTROL, linewidth=0.8)
-    axis.set(xscale="log", xlabel="step", ylabel="log₁₀ (variance along gap / start)")
-    axis.set_title("(f) Longer training", loc="left")
+    axis.set(xscale="log", xlabel="step", ylabel="log₁₀ (variance along gap / start)", title="longer training")
     axis.legend(loc="upper left", handlelength=1)
