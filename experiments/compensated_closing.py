@@ -290,7 +290,8 @@ def draw(data):
         panels[name].set_title(shown[at])
     for i, name in enumerate(data.gallery.values[::-1]):
         here, look = data.sel(gallery=name), _figures.series(i, color="black", fillstyle="none", linewidth=0.8)
-        panels["c"].errorbar(data.components, here.kept, 4 * here.kept_error, **look | dict(linestyle="none"))
+        dots = _figures.series(i, color="black", fillstyle="none", linestyle="none")
+        panels["c"].errorbar(data.components, here.kept, 4 * here.kept_error, **dots)
         panels["c"].plot(data.components, here.exact_kept, color="black", linewidth=0.8)
         panels["c"].plot([], [], label=str(name).split(",")[0], **look)
         panels["c"].plot(data.components, here.kept_by_gallery, "--", color=_figures.CONTROL, linewidth=0.8)
