@@ -32,11 +32,11 @@ def series(index: int, **changes) -> dict[str, Any]:
     return dict(color=COLORS[index], marker=MARKERS[index]) | changes
 
 
-def band(axis, at, values, label=None, **look):
+def band(axis, at, values, color, label=None, **look):
     """Mean over the first axis of `values` [seed, at] with ± 2 standard errors as a band."""
     mean, error = mean_and_bars(values)
-    axis.plot(at, mean, label=label, **look)
-    axis.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.25, linewidth=0)
+    axis.plot(at, mean, color=color, label=label, **look)
+    axis.fill_between(at, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
 
 
 def points(axis, at, values, label=None, **look):

@@ -288,7 +288,7 @@ def draw(data):
                 shown = ((gap, np.log10(here.gap_norm.values)), (ratio, np.log10(compression)))
                 for axis, values in (*shown, (rule, here.separability.values)):
                     look = _figures.series(k, linestyle=style, markevery=(2 * k, 4))
-                    _figures.band(axis, here.step.values, values, label, **look)
+                    _figures.band(axis, here.step.values, values, label=label, **look)
             # Together, where the two could be mistaken for each other.
             gap.plot(here.step, np.log10(here.chance).mean("seed"), ":", color=grey, linewidth=0.8)
         ratio.axhline(0.0, color=grey, linewidth=0.8)

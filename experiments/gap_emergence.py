@@ -266,16 +266,16 @@ def draw(data):
             look = _figures.series(i, markevery=(2 * i, 6))
             run = here.sel(temperature=temperature, angle=wide).isel(step=slice(1, None))
             label = f"τ = {temperature:g}"
-            _figures.band(row[0], steps, run.gap_norm.transpose("seed", "step").values, label, **look)
+            _figures.band(row[0], steps, run.gap_norm.transpose("seed", "step").values, label=label, **look)
             ratio = (0.5 * (run.defect_ratio_x + run.defect_ratio_y)).transpose("seed", "step").values
-            _figures.band(row[1], steps, ratio, label, **look)
+            _figures.band(row[1], steps, ratio, label=label, **look)
             null = 0.5 * (run.null_defect_ratio_x + run.null_defect_ratio_y)
             row[1].plot(steps, null.mean("seed"), linestyle="--", linewidth=0.8, **look)
             along = 0.5 * (here.variance_along_gap_x + here.variance_along_gap_y).sel(
                 temperature=temperature, angle=wide
             )
             growth = (along / along.isel(step=0)).isel(step=slice(1, None)).transpose("seed", "step").values
-            _figures.band(row[2], steps, growth, label, **look)
+            _figures.band(row[2], steps, growth, label=label, **look)
             final = here.sel(temperature=temperature).isel(step=-1).gap_norm.transpose("seed", "angle").values
             _figures.points(row[3], np.degrees(data.angle), final, label, **_figures.series(i))
         start = here.isel(step=0, temperature=0).gap_norm.mean("seed")

@@ -211,7 +211,7 @@ def draw(data):
     batches, dims = data.batch_size.values, data.embed_dim.values
     corner = data.widest_gap.sel(batch_size=batches.min()).transpose("setting", "seed", "step")
     for i, name in enumerate(SETTINGS):
-        _figures.band(axes[0], data.step.values, corner.sel(setting=name).values, name, **_figures.series(i))
+        _figures.band(axes[0], data.step.values, corner.sel(setting=name).values, label=name, **_figures.series(i))
     axes[0].set(xlabel="step", ylabel="gap norm G", ylim=(0, 1.9), title=f"batch {batches.min()}, d = {dims.max()}")
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].set_xlim(0, data.step.values[-1])

@@ -364,7 +364,7 @@ def _draw_histories(axis, data):
             here = data.along.sel(optimizer=optimizer, temperature=temperature).transpose("seed", "train_step")
             label = f"τ = {temperature:g}" if style == "-" else None
             look = _figures.series(2 + i, linestyle=style, markevery=(2 * i, 8))
-            _figures.band(axis, data.train_step.values, np.log10(here.values), label, **look)
+            _figures.band(axis, data.train_step.values, np.log10(here.values), label=label, **look)
     axis.axhline(0.0, color=_figures.CONTROL, linewidth=0.8)
     axis.set(xscale="log", xlabel="step", ylabel="log₁₀ (variance along gap / start)", title="longer training")
     axis.legend(loc="upper left", handlelength=1)

@@ -74,7 +74,7 @@ def good_figure():
     figure, axes = plt.subplots(1, 2, figsize=(_figures.TWO_COLUMNS, 2.5), sharey=True, layout="constrained")
     for axis in axes:
         _figures.points(axis, at, at + 0.1 * noise, "rising", **_figures.series(0))
-        _figures.band(axis, at, 5 - at + 0.1 * noise, "falling", **_figures.series(1))
+        _figures.band(axis, at, 5 - at + 0.1 * noise, label="falling", **_figures.series(1))
         axis.plot(at, 0 * at + 2.2, "--", color=_figures.CONTROL)
         axis.set(xlabel="closing α", ylim=(-0.5, 9), title="a panel")
         axis.legend(loc="upper right")
