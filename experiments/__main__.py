@@ -251,6 +251,11 @@ def _figures(command: Figures) -> int:
     for name in found:
         for path in _figures.redraw(name, command.out):
             print(path)
+    if not command.claims:
+        from experiments import _disputes
+
+        for path in _disputes.draw_all(command.out):
+            print(path)
     return 0
 
 
