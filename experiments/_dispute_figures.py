@@ -94,7 +94,7 @@ def optimum(results):
     here = towers.gap_norm.sel(data="synthetic").sel(angle=np.pi / 2, method="nearest").isel(step=slice(1, None))
     for tau, color in zip(towers.temperature.values, COLORS, strict=False):
         curve = here.sel(temperature=tau).transpose("seed", "step").values
-        _figures.band(right, here.step.values, curve, f"τ = {tau:g}", color=color)
+        _figures.band(right, here.step.values, curve, color, f"τ = {tau:g}")
     right.axhline(0, color=CONTROL, linestyle="--", linewidth=0.8)
     right.set(xscale="log", xlabel="step", ylabel="gap norm G", ylim=(-0.06, 1.8), xticks=[1, 10, 100, 1000])
     right.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
@@ -120,7 +120,7 @@ def cone(results):
     corner = same.widest_gap.sel(batch_size=same.batch_size.min()).transpose("setting", "seed", "step")
     labels = [f"τ = {same.attrs[name]:g}" for name in ("small_temperature", "large_temperature")]
     for curve, color, label in zip(corner[:2], (COLORS[2], COLORS[3]), labels, strict=True):
-        _figures.band(right, same.step.values, curve.values, label, color=color)
+        _figures.band(right, same.step.values, curve.values, color, label)
     right.set_xscale("symlog", linthresh=1)
     right.set(xlabel="step", ylabel="gap norm G, no cone", ylim=(0, 0.36), xticks=[0, 1, 10, 100, 1000])
     right.set_xticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1000"])
