@@ -46,14 +46,15 @@ def worst(checks) -> sim.Check:
 def spread(values) -> str:
     """Mean ± standard error over seeds, as text."""
     values = np.ravel(np.asarray(values, float))
-    return stated(values.mean(), values.std(ddof=1) / values.size**0.5)
+    return stated(values.mean(), values.std(ddof=1) / values.size**0.5 if values.size > 1 else np.nan)
 
 
 def stated(value: float, error: float) -> str:
-    """A number ± its standard error (or the bound on its numerical error) as text, to two digits of the error."""
+    """A number ± its standard error (or the bound on its numerical error) as text, to two digits of the error; without ±
+    where there is no error, as of a single seed."""
     value, error = float(value), float(error)
-    if not np.isfinite(value) or not np.isfinite(error) or error < 0:
-        raise ValueError(f"a number with its uncertainty is needed, not {value} ± {error}")
+    if not (np.isfinite(value) and np.isfinite(error)):
+        return f"{value:.4g} (error unknown)"
     size = max(abs(value), error)
     if size >= 1e5 or 0 < size < 1e-3:
         power = int(np.floor(np.log10(size)))

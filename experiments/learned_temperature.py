@@ -62,7 +62,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(rates=(0.5, 1.0), steps=240, seeds=1)
+QUICK = Config(rates=(0.5, 1.0), steps=240, seeds=2)
 
 
 def scale_of(parameter, which):
