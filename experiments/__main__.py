@@ -317,10 +317,12 @@ def _submit(command: Sweep) -> int:
 def _bench(command: Bench) -> int:
     from experiments import _bench
 
-    rows, summary = _bench.run(quick=command.quick, rounds=command.rounds, out=command.out)
+    rows, summary = _bench.run(quick=command.quick, rounds=command.rounds)
     print(_bench.render(rows, summary))
     if command.json is not None:
         write_json(command.json, rows)
+    if command.out is not None:
+        _bench.store(rows, summary, command.out)
     return 0
 
 

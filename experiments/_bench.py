@@ -62,7 +62,7 @@ def points(quick: bool) -> list[Point]:
     return [*MACHINE_POINTS, FIRST_RESULT, *wanted]
 
 
-def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run(*, quick: bool, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure every point `rounds` times, in turn, so that a slow moment of the machine hits all alike.
 
     Returns (rows, summary): rows as `bench --json` writes them; the summary holds what is no rate: `seconds_to_first`
@@ -89,10 +89,7 @@ def run(*, quick: bool, rounds: int, out: Path | None) -> tuple[list[dict[str, A
                 bar.update()
         for n in BATCHES[:1] if quick else BATCHES:
             profiles[n] = _measure("_bench_profile", ("gapsim", n, 64, "fixed", EMBED))
-    rows, summary = _rows(rates, peaks), _summary(rates) | dict(profile=profiles)
-    if out is not None:
-        _store(rows, summary, out)
-    return rows, summary
+    return _rows(rates, peaks), _summary(rates) | dict(profile=profiles)
 
 
 def _measure(module: str, point: Point) -> dict[str, Any]:
@@ -131,7 +128,9 @@ def _rows(rates, peaks) -> list[dict[str, Any]]:
                 f"{name}_low": float(min(ratios)),
                 f"{name}_high": float(max(ratios)),
             }
-        row |= dict(matmul_fraction=float(row["median"] * step_cost(n, d).flops / ceiling), peak_bytes=peaks[point])
+        row |= dict(
+            matmul_fraction=float(row["median"] * step_cost(n, d).flops / ceiling), peak_bytes=float(peaks[point])
+        )
         rows.append({k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
     return rows
 
@@ -186,7 +185,8 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     return "\n".join([table(header, lines), "", *after])
 
 
-def _store(rows, summary, out: Path) -> None:
+def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> None:
+    """Write performance.nc, and draw performance and cost_model from it."""
     import xarray as xr
 
     from simulator.store import provenance, save_dataset
@@ -201,6 +201,36 @@ def _store(rows, summary, out: Path) -> None:
     save_dataset(data, out / "performance.nc")
     _figures.save_figure(draw, data, out / "performance")
     _figures.save_figure(_cost_model.draw, data, out / "cost_model")
+
+
+def markdown(data) -> str:
+    """The README's table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    summary = json.loads(data.attrs["summary"])
+    sixty_four = frame[(frame.engine == "gapsim") & (frame.replicas == 64) & (frame.d == EMBED)]
+    lines = [
+        "| with 64 replicas | " + " | ".join(f"n = {n:,}" for n in BATCHES) + " |",
+        "|---" * (len(BATCHES) + 1) + "|",
+    ]
+
+    def add(label, cells):
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    for kind, said in (("fixed", "one data set"), ("fresh", "fresh pairs each step")):
+        rows = [sixty_four[(sixty_four.n == n) & (sixty_four.data == kind)].iloc[0] for n in BATCHES]
+        add(f"replica-steps per second, {said}", [f"{r['median']:,.0f}" for r in rows])
+        for name, opponent in OPPONENTS.items():
+            spread = [(r[name], r[f"{name}_low"], r[f"{name}_high"]) for r in rows]
+            add(f"over {NAMES[opponent]}, {said}", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in spread])
+        if kind == "fixed":
+            add("share of the rate of a 2,048² product", [f"{r['matmul_fraction']:.0%}" for r in rows])
+    costs = [summary["cost_of_256"][str(n)] for n in BATCHES]
+    add("256 replicas over 4 × 64", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in costs])
+    for number, part in enumerate(PARTS):
+        profiles = [list(summary["profile"][str(n)].values()) for n in BATCHES]
+        if any(parts[number] > 0.003 * sum(parts) for parts in profiles):
+            add(f"cycles: {part}", [f"{parts[number] / sum(parts):.0%}" for parts in profiles])
+    return "\n".join(lines)
 
 
 def draw(data):

@@ -216,7 +216,7 @@ def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], An
 
 def calibrate(experiment: Experiment) -> int:
     """Replicas per block that train this experiment fastest on this machine: measured once (some seconds, most of them
-    compiling), then looked up."""
+    compiling; longer where a single step is long), then looked up."""
     template, _ = split_traced(experiment)
 
     def seconds_per_replica(replicas_per_block):
@@ -224,12 +224,13 @@ def calibrate(experiment: Experiment) -> int:
         keys = jax.random.split(jax.random.key(0), count)
         _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
         state = replica.initialise(template, values, keys, layout=layout)
-        return (
-            engine.median_seconds(
-                lambda: replica.advance(template, values, state, np.int32(0), np.int32(20), layout=layout)
-            )
-            / count
-        )
+
+        def seconds(steps, least):
+            run = lambda: replica.advance(template, values, state, np.int32(0), np.int32(steps), layout=layout)  # noqa: E731
+            return engine.median_seconds(run, least=least) / (steps * count)
+
+        steps = min(20, max(1, int(0.05 / (count * seconds(1, 0.0)))))  # a call of 50 ms hides what a call itself costs
+        return seconds(steps, 0.3)
 
     return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
 

@@ -142,9 +142,19 @@ def test_calibration_measures_once(tmp_path, monkeypatch):
     best = calibrate(experiment)
     assert best in (1, 2)
     assert calibrate(dataclasses.replace(experiment, steps=7, learning_rate=0.5)) == best
-    assert len(calls) == 2
+    assert len(calls) == 4  # of each candidate a step, and then enough steps
     (tmp_path / "gapsim" / "block_sizes.json").write_text("broken")
     assert calibrate(experiment) in (1, 2)
+
+
+def test_the_fastest_block_is_taken_and_hopeless_ones_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for seconds, best, tried in (((3.0, 2.0, 2.1, 1.0), 16, 4), ((2.0, 1.0, 1.3, 0.5), 4, 3), ((1.0, 1.3, 0, 0), 2, 2)):
+        asked = []
+        measured = dict(zip(engine.CANDIDATES, seconds, strict=True))
+        found = engine.calibrated_block_size(str(seconds), lambda c, m=measured, a=asked: a.append(c) or m[c])
+        assert (found, len(asked)) == (best, tried)
+        assert engine.calibrated_block_size(str(seconds), None) == best
 
 
 def test_slices_cover_the_steps_once():
