@@ -277,7 +277,7 @@ def _draw_gradient(axis, data):
         axis.plot(size, line.mean(axis=0), "o", color=_figures.COLORS[0], label=label)
         axis.plot(size, size * np.mean(line / size[None, :]), color="black", linewidth=0.6)
     axis.plot([], [], color="black", linewidth=0.6, label="slope 1")
-    axis.set(xscale="log", yscale="log", xlabel="cluster size ε", ylabel="relative error", title="Linearised gradient")
+    axis.set(xscale="log", yscale="log", xlabel="cluster size ε", ylabel="relative error", title="linearised gradient")
     axis.set_ylim(1e-7, None)
     axis.legend(ncols=2, loc="lower right")
 
@@ -299,7 +299,7 @@ def _draw_euclid(axis, data):
         axis.errorbar(ratio, *_spread(measured[:, :, k]), linestyle="none", **_figures.series(k))
     axis.axhline(0, color="black", linewidth=0.4)
     axis.set_yscale("asinh", linear_width=1)
-    axis.set(xscale="log", xlabel="G²/τ", ylabel="rate · τ/2", title="Squared distances")
+    axis.set(xscale="log", xlabel="G²/τ", ylabel="rate · τ/2", title="squared distances")
     axis.set(
         yticks=(-30, -10, -3, -1, 0, 1, 3, 10, 30), yticklabels=("−30", "−10", "−3", "−1", "0", "1", "3", "10", "30")
     )
@@ -322,7 +322,7 @@ def _draw_sphere(axis, data):
         axis.errorbar(np.degrees(angle), *_spread(measured[:, :, k]), **look)
     axis.axhline(0, color="black", linewidth=0.4)
     axis.set(
-        xlabel="angle of the clusters θ (degrees)", ylabel="rate · τ", title=f"Unit sphere, τ = {middle:g}",
+        xlabel="angle of the clusters θ (degrees)", ylabel="rate · τ", title=f"unit sphere, τ = {middle:g}",
         xticks=range(0, 181, 45),
     )  # fmt: skip
     axis.legend(miss, ["cos θ dropped"], loc="lower left")
@@ -341,7 +341,7 @@ def _draw_near(axis, data):
         axis.plot(size, size * float(np.mean(here.near_error / here["size"])), color="black", linewidth=0.6)
     axis.plot([], [], "--", color=_figures.CONTROL, linewidth=0.8, label="nearest near miss")
     axis.set(
-        xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", title="Near the threshold",
+        xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", title="near the threshold",
         ylim=(1e-7, None),
     )  # fmt: skip
     axis.legend(loc="lower right")
