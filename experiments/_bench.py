@@ -244,38 +244,38 @@ def draw(data):
     summary = json.loads(data.attrs["summary"])
     per_core = summary["matmul_flops"][0] / summary["cores"]
     _draw_rates(axes[0, 0], frame[frame.d == EMBED])
-    own = frame[frame.engine == "gapsim"]
-    own = own[own.replicas == min(64, own.replicas.max())]
-    along_n = pd.concat([own[own.d == EMBED], frame[frame.n == LARGEST[0]]]).sort_values("n")
+    engine = frame[frame.engine == "gapsim"]
+    own = engine[engine.replicas == min(64, engine.replicas.max())]
+    along_n = pd.concat([own[own.d == EMBED], engine[engine.n == LARGEST[0]]]).sort_values("n")
     along_d = own[own.n == min(256, own.n.max())].sort_values("d")
     for axis, rows, name, title in (
-        (axes[0, 1], along_n, "n", "(b) cost against batch size"),
-        (axes[1, 0], along_d, "d", "(c) cost against embedding dimension"),
+        (axes[0, 1], along_n, "n", "cost against batch size"),
+        (axes[1, 0], along_d, "d", "cost against embedding dimension"),
     ):
         _draw_cost(axis, rows, name, per_core, summary["cores"])
         axis.set(title=title, xlabel=f"{'batch size' if name == 'n' else 'embedding dimension'} {name}")
     _draw_profile(axes[1, 1], data, per_core)
-    return figure
+    _figures.legend_above(figure, axes[0, 0], ncols=5)
+    return _figures.lettered(figure)
 
 
 def _draw_rates(axis, frame):
-    for color, (engine, label) in zip(_figures.COLORS, NAMES.items(), strict=False):
+    styles = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+    for color, style, (engine, label) in zip(_figures.COLORS, styles, NAMES.items(), strict=False):
         for marker, (_, rows) in zip("os^", frame[frame.engine == engine].groupby("n"), strict=False):
             rows = rows.sort_values("replicas")
             bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["median"].to_numpy())
-            axis.errorbar(
-                rows.replicas, rows["median"], bars, color=color, marker=marker, label=label if marker == "o" else None
-            )
+            look = dict(color=color, marker=marker, linestyle=style, label=label if marker == "o" else None)
+            axis.errorbar(rows.replicas, rows["median"], bars, **look)
     axis.set(
         xscale="log",
         yscale="log",
         xlabel="replicas",
         ylabel="replica-steps per second",
-        title="(a) rate",
-        ylim=(3, None),
+        title="rate",
     )
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
-    axis.legend(loc="lower right", ncols=2)
+    axis.minorticks_off()
 
 
 def _draw_cost(axis, rows, name, per_core, cores):
@@ -288,9 +288,9 @@ def _draw_cost(axis, rows, name, per_core, cores):
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
     axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
-    axis.set_xticks(at, [f"{int(v):,}" for v in at])
+    axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
     axis.minorticks_off()
-    axis.legend()
+    axis.legend(loc="upper left")
 
 
 def _draw_profile(axis, data, per_core):
@@ -305,8 +305,7 @@ def _draw_profile(axis, data, per_core):
         left += seconds / total
     for row, n in enumerate(batches):
         axis.plot([step_cost(int(n)).flops / per_core / total[row]] * 2, [row - 0.4, row + 0.4], "k--")
-    axis.set_yticks(np.arange(len(batches)), [f"n = {n:,}" for n in batches])
-    axis.set(
-        xlabel="share of core-seconds", title="(d) where the cycles go", xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7)
-    )
-    axis.legend(loc="upper center", ncols=3, fontsize=6)
+    axis.set_yticks(np.arange(len(batches)), [f"{n:,}" for n in batches])
+    axis.set(xlabel="share of core-seconds", ylabel="batch size n", title="where the cycles go")
+    axis.set(xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7))
+    axis.legend(loc="upper center", ncols=3, fontsize=_figures.SMALL)

@@ -159,15 +159,13 @@ def draw(data):
             right.plot(turn, np.interp(turn, devices, times), "k.")
     for point in points:
         if point["engine"] != "sharded" and point["d"] == EMBED and point["n"] in (64, 256, 1024):
-            color = _figures.COLORS[(64, 256, 1024).index(point["n"])]
-            middle.plot(point["devices"], point["measured"], "o", color=color, markersize=4)
-    middle.set(xscale="log", yscale="log", xlabel="devices", ylabel="replica-steps per second", title="(b) sweeps")
-    middle.legend(title="— cores, -- A100")
-    right.set(
-        xscale="log", yscale="log", xlabel="devices P", ylabel="seconds per step", title="(c) one batch of $10^6$"
-    )
-    right.legend()
-    return figure
+            look = _figures.series((64, 256, 1024).index(point["n"]), linestyle="none")
+            middle.plot(point["devices"], point["measured"], **look)
+    middle.set(xscale="log", yscale="log", xlabel="devices", ylabel="replica-steps per second", title="sweeps")
+    middle.legend(loc="lower right")
+    right.set(xscale="log", yscale="log", xlabel="devices P", ylabel="seconds per step", title="one batch of 10⁶")
+    right.legend(loc="upper right")
+    return _figures.lettered(figure)
 
 
 def _draw_agreement(axis, points):
@@ -175,14 +173,15 @@ def _draw_agreement(axis, points):
     span = np.array([min(values) / 1.6, max(values) * 1.6])
     axis.fill_between(span, span / 1.25, span * 1.25, color=_figures.CONTROL, alpha=0.3, linewidth=0)
     axis.plot(span, span, color=_figures.CONTROL)
-    labels = dict(one_core="one core", gapsim="all cores", sharded="one batch, 1 and 2 devices")
-    for color, (engine, label) in zip(_figures.COLORS, labels.items(), strict=False):
+    labels = dict(one_core="one core", gapsim="all cores", sharded="one batch")
+    for i, (engine, label) in enumerate(labels.items()):
         chosen = [p for p in points if p["engine"] == engine]
         measured = np.array([p["measured"] for p in chosen])
         bars = np.abs(np.array([[p["low"], p["high"]] for p in chosen]).T.reshape(2, -1) - measured)
-        axis.errorbar([p["predicted"] for p in chosen], measured, bars, fmt="o", color=color, label=label)
+        look = _figures.series(i, linestyle="none", label=label)
+        axis.errorbar([p["predicted"] for p in chosen], measured, bars, **look)
     axis.set(
         xscale="log", yscale="log", xlabel="predicted replica-steps per second", ylabel="measured",
-        title="(a) model and measurement",
+        title="model and measurement",
     )  # fmt: skip
-    axis.legend()
+    axis.legend(loc="lower right")
