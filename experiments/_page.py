@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._figures import COLORS, CONTROL
+from experiments._figures import COLORS, CONTROL, SMALL
 
 EXPLANATIONS = dict(
     gap_norm="distance between the two means, G",
@@ -160,7 +160,7 @@ def draw(result: dict[str, Any]):
     figure = plt.figure(figsize=PAGE)
     write = lambda x, y, words, **style: figure.text(x / PAGE[0], y / PAGE[1], words, va="top", **style)  # noqa: E731
     top = PAGE[1] - 0.45
-    write(_LEFT, top, "Modality gap", size=14, weight="bold")
+    write(_LEFT, top, "Modality gap", size=8, weight="bold")
     options = ["rows scaled to unit length"] * result["normalized"] + ["row i pairs with row i"] * result["paired"]
     for side in ("gallery", "queries"):
         count = result["gallery_rows" if side == "gallery" else "query_rows"]
@@ -200,10 +200,10 @@ def _write_table(write, height: float, result):
     step = min(0.132, (height - 0.5) / (len(lines) + 1))
     for number, line in enumerate([("measure", "gallery", "queries", "from", ""), *lines]):
         for at, words in zip(columns, line, strict=True):
-            write(at, height - number * step, words, size=6.3, weight="bold" if number == 0 else "normal")
+            write(at, height - number * step, words, size=SMALL, weight="bold" if number == 0 else "normal")
     if result["sampled"]:
         words = "exact: from all rows; n of N: from n random rows, ± one standard error"
-        write(_LEFT, 0.4, words, size=6.3, color=CONTROL)
+        write(_LEFT, 0.4, words, size=SMALL, color=CONTROL)
 
 
 _NAMES = dict(x="gallery", y="queries")
@@ -262,7 +262,8 @@ def _energy(axis, result, curves) -> str | None:
     for modality, color in zip("xy", COLORS, strict=False):
         axis.plot(components, curves[f"gap_energy_{modality}"], color=color)
     axis.plot(components, components / len(components), color=CONTROL, linestyle="--", label="random direction")
-    axis.set(xlabel="leading components", ylabel="share of G² in them", ylim=(0, 1.02), xlim=(0, None))
+    axis.set(xlabel="leading components", ylabel="share of G² in them", ylim=(0, 1.3), xlim=(0, None))
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_title("overlap with what varies")
     axis.legend(loc="upper left", borderaxespad=0.1)
     return None

@@ -25,7 +25,10 @@ from experiments import _figures
 POINT = 1 / 72  # inches
 HEIGHTS = (1.8, 8.5)  # inches: neither a ribbon nor taller than a page with its caption
 STYLE = matplotlib.rc_params_from_file(_figures.STYLE, fail_on_error=True, use_default_template=False)
-SIZES = {_figures.SMALL, *(size for name, size in STYLE.items() if name.endswith("size") and name[:5] != "lines")}
+SIZES = {
+    _figures.SMALL,
+    *(size for name, size in STYLE.items() if re.search(r"(font|label|title_?font|title)\.?size$", name)),
+}
 PALETTE = {color.lower() for color in (*_figures.COLORS, _figures.CONTROL, "#000000", "#ffffff")}
 # Two lines that cross must not be of one linestyle and marker with lightness (CIE L*) closer than this.
 LIGHTNESS = 20.0
@@ -112,7 +115,7 @@ def has_plain_signs(figure) -> Iterator[str]:
 
 def has_no_junk(figure) -> Iterator[str]:
     """Neither upper and right spines, grids, backgrounds, framed legends nor a title over all."""
-    for axis in _figures.panels(figure):
+    for axis in axes_of(figure):
         if axis.spines["top"].get_visible() or axis.spines["right"].get_visible():
             yield f"junk: {axis.get_title('left')!r} has an upper or right spine"
         if any(line.get_visible() for line in (*axis.get_xgridlines(), *axis.get_ygridlines())):
@@ -143,7 +146,7 @@ def fits(figure) -> Iterator[str]:
 
 def has_clear_legends(figure) -> Iterator[str]:
     """A legend is inside its panel or outside, not across the edge; neither it nor a name in the panel covers data."""
-    for axis in _figures.panels(figure):
+    for axis in axes_of(figure):
         named = [("legend", axis.get_legend())] if axis.get_legend() else []
         named += [(text.get_text(), text) for text in axis.texts if text.get_visible() and text.get_text()]
         for name, artist in named:
@@ -160,7 +163,7 @@ def has_clear_legends(figure) -> Iterator[str]:
 
 def works_in_grey(figure) -> Iterator[str]:
     """Lines that cross differ in linestyle, in marker (their own, or of points in their colour) or in lightness."""
-    for axis in _figures.panels(figure):
+    for axis in axes_of(figure):
         lines = [line for line in data_lines(axis) if line.get_linestyle() != "None" and len(line.get_path()) > 1]
         for one, other in itertools.combinations(lines, 2):
             colors = [to_hex(line.get_color()) for line in (one, other)]
@@ -176,7 +179,7 @@ def explains_looks(figure, caption: str) -> Iterator[str]:
     neutral = {style for color, style in shown if color in ("#000000", _figures.CONTROL.lower())}
     words = {"--": "dashed", ":": "dotted", "-.": "dash-dotted"}
     names = dict(zip(_figures.COLORS, ("blue", "red", "green", "pink", "orange", "sky"), strict=True))
-    for axis in _figures.panels(figure):
+    for axis in axes_of(figure):
         found = {look for artist in drawn(axis) for look in looks(artist)}
         colors = {color for color, _ in found} & {color.lower() for color in _figures.COLORS}
         named = {color for color, _ in shown} | {to_hex(text.get_color()) for text in axis.texts}
@@ -253,6 +256,11 @@ def text_boxes(figure) -> Iterator[tuple[str, Bbox]]:
         yield "legend", legend.get_window_extent()
 
 
+def axes_of(figure) -> list:
+    """All axes but colour bars, those placed by hand included."""
+    return [axis for axis in figure.axes if axis.get_label() != "<colorbar>" and axis.axison]
+
+
 def legends(figure) -> list:
     """Those of the panels and of the figure."""
     return [*(axis.get_legend() for axis in figure.axes if axis.get_legend()), *figure.legends]
@@ -271,7 +279,7 @@ def data_lines(axis) -> list[Line2D]:
 
 def has_bars(figure) -> bool:
     """Whether there are error bars or bands between two curves."""
-    for axis in _figures.panels(figure):
+    for axis in axes_of(figure):
         bars = [c for c in axis.containers if isinstance(c, ErrorbarContainer) and (c.has_yerr or c.has_xerr)]
         if bars or any(type(each).__name__ == "FillBetweenPolyCollection" for each in axis.collections):
             return True

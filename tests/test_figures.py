@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgb
 
-from experiments import _figures
+from experiments import _diagnose, _figures, _page
 from simulator.store import load_dataset
 from tests import style_rules
 
