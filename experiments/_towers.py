@@ -122,6 +122,28 @@ def jacobian(graph, params, inputs):
     return jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
 
 
+@functools.partial(_compile, static_argnames="graph")
+def tangent_kernel(graph, params, inputs):
+    """Inner products of the rows of the `jacobian` of an MLP, [n d, n d], without the Jacobian: a layer that sees h and
+    gets back δ, the derivative of an output by its bias, adds (⟨h, h'⟩ + 1)⟨δ, δ'⟩."""
+
+    tower, seen = nnx.merge(graph, params), [inputs]
+    for layer in tower.hidden:
+        seen.append(getattr(nnx, tower.activation)(layer(seen[-1])))
+    layers = [*params["hidden"].values(), params["out"]]
+
+    def outputs(biases):
+        *hidden, out = (layer | dict(bias=bias) for layer, bias in zip(layers, biases, strict=True))
+        return nnx.merge(graph, params | dict(hidden=dict(zip(params["hidden"], hidden, strict=True)), out=out))(inputs)
+
+    total = 0.0
+    for rows, returned in zip(seen, jax.jacrev(outputs)([layer["bias"] for layer in layers]), strict=True):
+        back = returned.reshape(-1, returned.shape[-1])
+        alike = jnp.repeat(jnp.repeat(rows @ rows.T + 1, returned.shape[1], axis=0), returned.shape[1], axis=1)
+        total = total + alike * (back @ back.T)
+    return total
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
     """Two random towers in tight cones: graphs, parameters, inputs, what the output layers see, directions of the mean outputs

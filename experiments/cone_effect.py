@@ -72,19 +72,19 @@ class Config:
     width: int = 256
     depth: int = 25
     networks: int = 64
-    replicas: int = 16
+    replicas: int = 64
     norm_ratios: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     layer_widths: tuple[int, ...] = (128, 512)
     layers: int = 6000
     share_cosines: tuple[float, ...] = tuple(np.linspace(0.6, 0.98, 20).round(3).tolist())
-    seed: int = 22  # 0 and 21 served to design the checks
+    seed: int = 23  # 0, 21 and 22 served to design the checks
 
 
 QUICK = Config(
     width=64,
     depth=8,
     networks=48,
-    replicas=8,
+    replicas=48,
     norm_ratios=(1.5, 4.0),
     layers=2400,
     share_cosines=(0.7, 0.8, 0.86, 0.9, 0.94),
@@ -289,8 +289,8 @@ def judge(data) -> list[sim.Row]:
         sim.Row(
             "mean cosine over all n² pairs of 1024 Gaussian inputs, width 512, layers 0–5",
             against(data.published_recursion, repeated, repeated_error),
-            against(data.distinct_pairs, repeated, repeated_error),
-            "distinct pairs only",
+            closest([against(data[miss], repeated, repeated_error) for miss in ("distinct_pairs", "infinite_width")]),
+            "the closest of: distinct pairs only; the limit of infinite width",
         ),
         sim.Row(
             "the six published numbers, in standard deviations of one such network",

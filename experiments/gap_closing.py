@@ -195,7 +195,7 @@ def judge(data) -> list[sim.Row]:
         flat = [np.concatenate([np.ravel(t[i].values) for t in triples]) for i in range(3)]
         return sim.Check("monte_carlo", flat[0], flat[1], 4.0, flat[2])
 
-    def by_range(bounds, basis="spread", bins=(8, 32)):
+    def by_range(bounds, basis="spread", bins=(8,)):
         here = data.sel(range=bounds, basis=basis, bins=list(bins))  # with more bins next to no answer is lost
         return here.quantized, here.quantized_error
 
@@ -223,7 +223,7 @@ def judge(data) -> list[sim.Row]:
     by_kind = lambda pick: "largest gain: " + "; ".join(f"{gained(*pick(kind))}, {kind}" for kind in kinds)  # noqa: E731
 
     def by_basis(bounds):
-        gains = (f"{gained(*by_range(bounds, basis, (8,)))} with g' {basis}" for basis in BASES)
+        gains = (f"{gained(*by_range(bounds, basis))} with g' {basis}" for basis in BASES)
         return "gain at 8 bins: " + ", ".join(gains)
 
     coarse = data.isel(bins=0, closing=0)
@@ -268,13 +268,13 @@ def judge(data) -> list[sim.Row]:
             effect=f"measured less predicted share of answers at {float(coarse.step_over_difference):.1f} times that difference {off}",
         ),
         sim.Row(
-            "robustness to quantisation rises to α = 1: per-dimension range, 8 and 32 bins",
+            "robustness to quantisation rises to α = 1: per-dimension range, 8 bins",
             trend(*by_range("per_dimension")), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("per_dimension", "one coordinate")), condition=all_alike + costs,
             effect=by_basis("per_dimension"),
         ),
         sim.Row(
-            "robustness to quantisation rises to α = 1: [min, max] range, 8 and 32 bins",
+            "robustness to quantisation rises to α = 1: [min, max] range, 8 bins",
             trend(*by_range("minmax")), queries_instead, "the queries quantised instead",
             outside=trend(*by_range("minmax", "one coordinate")),
             condition=spread_out + "a shift of one coordinate widens the range, and so the step, of all" + costs,

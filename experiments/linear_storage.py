@@ -69,9 +69,9 @@ class Config:
     num_starts: int = 4
     search_steps: int = 2000
     num_draws: int = 2000
-    num_rotations: int = 24  # with a prediction
+    num_rotations: int = 100  # with a prediction
     num_bases: int = 150  # in all
-    seed: int = 59
+    seed: int = 60  # 59 showed, with 24 rotations, that a cell of 75 may be 3.9 standard errors off by chance
 
 
 QUICK = Config(

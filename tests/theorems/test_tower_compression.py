@@ -158,6 +158,18 @@ def test_the_apparent_critical_angle_starts_and_ends_at_its_two_couplings(rng):
     np.testing.assert_allclose(last, critical_angle(0.2 * towers.first_canonical_pair(*features)[2]), rtol=2e-2)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kernel_without_the_jacobian(depth, rng):
+    """The sum over layers is J Jᵀ; that of the same samples in another order is not."""
+    inputs = jnp.asarray(rng.normal(size=(3, 5)))
+    tower = _towers.random_tower(sim.MLP(7, depth=depth, embed_dim=2), 5, rng)
+    rows = np.asarray(_towers.jacobian(*tower, inputs)).reshape(6, -1)
+    found = np.asarray(_towers.tangent_kernel(*tower, inputs))
+    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-12, atol=1e-12)
+    other = np.asarray(_towers.tangent_kernel(*tower, inputs[::-1]))
+    assert np.abs(other - rows @ rows.T).max() > 0.1
+
+
 def test_mixing_of_outputs(rng):
     n, d = 6, 3
     per_output = np.einsum("ap,ij->aipj", rng.normal(size=(n, 4)), np.eye(d)).reshape(n, d, -1)
