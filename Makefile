@@ -16,8 +16,8 @@ test-all: install
 	$(BIN)/pytest -n 2 --dist loadfile --timeout 1200
 
 lint: install
-	$(BIN)/pip install --quiet ruff
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty $(CONSTRAINTS:%=--constraint %)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
 
 install: .venv/installed
 

@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -195,7 +196,7 @@ def _use_all_cores(*, only_sweeps: bool = False):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
         jax.config.update("jax_num_cpu_devices", cores or 1)
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # ty: ignore[missing-attribute]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
@@ -326,7 +327,7 @@ def _bench(command: Bench) -> int:
     return 0
 
 
-_COMMANDS = {
+_COMMANDS: dict[type, Callable[[Any], int]] = {
     Run: _run,
     Verify: _verify,
     List: _list,

@@ -191,7 +191,9 @@ def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> Non
 
     from simulator.store import provenance, save_dataset
 
-    columns = {name: ("row", [row[name] if row[name] is not None else np.nan for row in rows]) for name in rows[0]}
+    columns: dict[str, Any] = {
+        name: ("row", [row[name] if row[name] is not None else np.nan for row in rows]) for name in rows[0]
+    }
     profile = [[parts[part] for part in PARTS] for parts in summary["profile"].values()]
     columns["profile"] = (("batch", "part"), profile)
     data = xr.Dataset(

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 from experiments._bench_machine import MACHINE, repeat
 
@@ -258,7 +259,7 @@ def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
 
     models = [Pair() for _ in range(replicas)]
     params, buffers = stack_module_state(models)
-    gradient = vmap(grad(lambda p, b, x, y: functional_call(models[0], (p, b), (x, y))))
+    gradient: Callable = vmap(grad(lambda p, b, x, y: functional_call(models[0], (p, b), (x, y))))
     optimizer = torch.optim.Adam(list(params.values()), LEARNING_RATE, fused=True)
     x, y = torch.randn(replicas, n, DIM_X), torch.randn(replicas, n, DIM_Y)
 

@@ -13,7 +13,7 @@ import simulator as sim
 from experiments._diagnose import TILE, Modality, require_match
 from simulator.certificate import Certificate, QuantizationEffect, quantization_effects
 from simulator.embeddings import Embeddings
-from simulator.postprocess import ALPHA_WORDS, SHIFTS
+from simulator.postprocess import ALPHA_WORDS, SHIFTS, Centre, Rule
 from simulator.store import whole_file
 from simulator.validation import require_integer
 
@@ -21,8 +21,8 @@ LARGEST_GALLERY = 1 << 28  # values of a gallery that is held in memory: 2 GiB
 
 
 def close(
-    gallery: Path, queries: Path, *, out: Path, rule: str = "complement", alpha: str = "1",
-    num_components: int | None = None, sigma: float | None = None, normalize: bool = False, centre: str = "mean",
+    gallery: Path, queries: Path, *, out: Path, rule: Rule = "complement", alpha: str = "1",
+    num_components: int | None = None, sigma: float | None = None, normalize: bool = False, centre: Centre = "mean",
     inner_product: bool = False, quantize_bins: int | None = None, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit, certify, store; the gallery is held in memory, the queries are read by blocks.

@@ -23,7 +23,8 @@ def clusters(a: np.ndarray, b: np.ndarray, separation: float, sphere: bool) -> t
     if not sphere:
         return a, b + separation * mean_x[None, :]
     mean_y = np.cos(separation) * mean_x + np.sin(separation) * mean_y
-    return tuple(np.asarray(normalize_rows(rows)) for rows in (a + mean_x[None, :], b + mean_y[None, :]))
+    x, y = (np.asarray(normalize_rows(rows)) for rows in (a + mean_x[None, :], b + mean_y[None, :]))
+    return x, y
 
 
 def mode_variances(x: np.ndarray, y: np.ndarray, sphere: bool) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ KEPT = ("gap_norm", "alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "sep
 
 def train_points(
     experiment: sim.Experiment,
-    points: dict[str, Sequence[float]],
+    points: Mapping[str, Sequence[float]],
     *,
     seeds: int,
     seed: int,
@@ -46,7 +46,7 @@ def train_points(
     return data, state["params"]
 
 
-def start_params(experiment: sim.Experiment, points: dict[str, Sequence[float]], *, seeds: int, seed: int):
+def start_params(experiment: sim.Experiment, points: Mapping[str, Sequence[float]], *, seeds: int, seed: int):
     """The parameters with which `train_points` starts by itself, ordered as there: for a start changed by hand."""
     varied, keys = _replicas(points, seeds, seed)
     template, values, padded, layout = lay_out(experiment, varied, keys, None)

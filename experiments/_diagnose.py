@@ -223,7 +223,7 @@ def _spread(x: Modality, y: Modality, about_x, about_y, closer) -> tuple[dict[st
 
 def _decisions(result, sampled, x: Modality, y: Modality, truth, some_x, some_y, is_small: bool):
     """Retrieval of partners by cosine and of labels by distance; of all rows, or of random ones among all."""
-    tile = dict(rows=TILE)
+    tile: dict[str, Any] = dict(rows=TILE)
     if result["paired"]:
         if is_small:
             from_y, from_x = streaming.best_matches(lambda: x(**tile), y("nearest rows, by cosine", **tile))

@@ -104,8 +104,8 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     for name, words in EXPLANATIONS.items():
         names = [name] if name in result else [f"{name}_x", f"{name}_y"]
         if all(each in result for each in names):
-            cells = [*(_cell(result, each) for each in names), ""][:2]
-            lines.append((name, *cells, _basis(result, names), words))
+            x, y = [*(_cell(result, each) for each in names), ""][:2]
+            lines.append((name, x, y, _basis(result, names), words))
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,16 @@ def _layer_by_layer(inputs, key, which, weight_variance, bias_variance, *, depth
 
 
 def layer_by_layer(
-    inputs, key, *, depth: int, activation: str, networks: int, weight_variance=1.0, bias_variance=0.0, summary
-):
+    inputs,
+    key,
+    *,
+    depth: int,
+    activation: str,
+    networks: int,
+    weight_variance=1.0,
+    bias_variance=0.0,
+    summary: Callable,
+) -> np.ndarray:
     """`summary` of the rows [n, width] after 0, 1, …, depth layers of random networks, [networks, depth + 1].
 
     Weights have variance weight_variance/width; all layers are as wide as the inputs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -255,7 +256,7 @@ def storage(config: Config, arrays) -> dict:
                 bias = index.bias.astype(np.float32)[None, :]
                 best = (asked @ stored(rows, form)[0].T + bias).argmax(axis=1)
                 kept[i, j] += np.mean(best == answers) / config.num_rotations
-    result = dict(
+    result: dict[str, Any] = dict(
         factor=(("stored", "storage"), factor), equal_power=(("stored", "fit", "storage"), exact),
         rounded=(("format", "storage"), kept), bits=(("bits",), list(COLUMN_BITS)),
         columns=(("column_storage", "bits"), kept_by_columns([indices[n] for n in STORAGES], queries, answers)),

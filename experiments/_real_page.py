@@ -131,7 +131,7 @@ def table(data) -> str:
             f"{percent(data.base.sel(size=size, variance=v), float(data.base_error.sel(size=size, variance=v)))}; "
             f"{100 * float(data.gain.sel(size=size, variance=v)):+.1f} ± {100 * float(data.gain_error.sel(size=size, variance=v)):.1f}"
             for v in data.variance.values
-        ), percent(data.share.sel(size=size)), int(data.changed.sel(size=size))]
+        ), percent(data.share.sel(size=size)), str(int(data.changed.sel(size=size)))]
         for size in data["size"].values
     ]  # fmt: skip
     header = ["subsets", *(f"σ² = {v:g}" for v in data.variance.values), "share of ‖g‖²", "decisions changed"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -93,7 +95,7 @@ def library_quantisers(gallery: np.ndarray, queries: np.ndarray, answers: np.nda
         for name, size in factories.items():
             kept = []
             for metric in metrics:
-                index = faiss.index_factory(dimensions, name, metric)
+                index: Any = faiss.index_factory(dimensions, name, metric)
                 if hasattr(index, "pq"):
                     index.pq.cp.min_points_per_centroid = 1  # small galleries are the point here: no warning
                     index.do_polysemous_training = False  # reorders the codes, slowly; the answers are the same

@@ -92,7 +92,7 @@ def _rows(outputs, sphere: bool):
 def random_boundaries(config) -> dict:
     """Angle at which the common mode's variance, averaged over random output layers, stands still between two numbers of
     steps, [random, interval]: measured, its standard error, predicted; and the two ends of the prediction."""
-    kinds = {
+    kinds: dict[str, tuple] = {
         f"linear, {x} + {y}" + (", noisy" if noise else ""): (sim.Linear(2), config.random_draws, x, y, noise)
         for x, y, noise in config.random_linear
     }

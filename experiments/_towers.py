@@ -158,7 +158,7 @@ class Start:
     frames: tuple
     angle: float
     norms: tuple = ()
-    deviations: np.ndarray | None = None
+    deviations: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((2, 0, 0)))
 
     def at(self, tightness: float) -> Start:
         """The same towers with other lengths of the mean outputs."""

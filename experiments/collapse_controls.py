@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +124,8 @@ def _start(config: Config, encoder: str, shape: int, angle: int, seed: int):
     everywhere."""
     rng, n, d = np.random.default_rng([config.seed, seed]), config.num_pairs, config.embed_dim
     axis, other = np.linalg.qr(rng.normal(size=(d, 2)))[0].T
-    angle = config.angles[angle]
-    means = axis, np.cos(angle) * axis + np.sin(angle) * other
+    between = config.angles[angle]
+    means = axis, np.cos(between) * axis + np.sin(between) * other
     plane = np.linalg.qr(rng.normal(size=(d, config.rank)))[0]
     projection = plane @ plane.T if SHAPES[shape] == "collapsed" else np.eye(d)
     if encoder == "free embeddings":
@@ -270,7 +270,7 @@ def draw(data):
     import matplotlib.pyplot as plt
 
     encoders, grey = list(data.encoder.values), _figures.CONTROL
-    panels = [[f"{kind}{i}" for kind in ("gap", "ratio", "rule")] for i in range(len(encoders))]
+    panels: list[Any] = [[f"{kind}{i}" for kind in ("gap", "ratio", "rule")] for i in range(len(encoders))]
     figure, axes = plt.subplot_mosaic(
         [*panels, ["angle", "law", "law"]], figsize=(_figures.TWO_COLUMNS, 1.8 * len(encoders) + 2.0),
         layout="constrained",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -133,7 +134,7 @@ def _against_alpha(config: Config, gallery, queries) -> dict:
     names += ("exact_centred", "uncentred", "noisy", "noisy_error", "exact_noisy", "complement")
     found = {name: np.empty(shape) for name in names}
     complement, shift, centre = (sim.GapCloser(rule).fit(gallery, queries) for rule in ("complement", *RULES))
-    options = dict(sigma=config.sigma)
+    options: dict[str, Any] = dict(sigma=config.sigma)
     found["unmoved"][:] = sim.exact_robustness(gallery, queries, **options).mean()
     for k, alpha in enumerate(config.alphas):
         index = shift.index(gallery, alpha)

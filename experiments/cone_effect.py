@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +122,10 @@ def _by_layer(config: Config) -> dict:
     recursion with its near misses, [network, layer]; the same with unequal norms and a cosine beyond the stationary one,
     [layer]."""
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(NETWORKS) + 1)
-    settings = dict(depth=config.depth, summary=distinct_cosine)
+    settings: dict[str, Any] = dict(depth=config.depth, summary=distinct_cosine)
     values = np.empty((7, len(NETWORKS), config.depth + 1))
     for i, (activation, weight_variance, bias_variance) in enumerate(NETWORKS):
-        law = dict(activation=activation, weight_variance=weight_variance)
+        law: dict[str, Any] = dict(activation=activation, weight_variance=weight_variance)
         wide, narrow = (
             layer_by_layer(
                 orthogonal_inputs(NUM_INPUTS, width), key, bias_variance=bias_variance, networks=networks, **law, **settings
@@ -169,7 +170,7 @@ def _as_published(config: Config) -> dict:
 
     # A Gaussian input has ‖u‖²/width = 1, up to a few percent that a ReLU network almost forgets.
     nodes, weights = cones.random_cosine_quadrature(width)
-    law = dict(depth=depth, activation="relu")
+    law: dict[str, Any] = dict(depth=depth, activation="relu")
     path, unit = (
         cones.cosine_by_layer(1.0, 1.0, nodes, bias_variance=variance, **law) for variance in (1.0 / width, 1.0)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -187,7 +188,7 @@ def measure(config: Config, *, progress: bool = False):
     for i, argument in enumerate(config.arguments):
         for j, dimensions in enumerate(config.large_dims):
             pair = two_class_distances(argument, dimensions, config.noncentrality_per_dim)
-            terms = dict(sigma=1.0, dimensions=dimensions)
+            terms: dict[str, Any] = dict(sigma=1.0, dimensions=dimensions)
             large["error"][i, j] = exact(pair, dimensions, 1.0) - two_class_robustness(*pair, **terms)
             large["leading"][i, j] = two_class_error(*pair, **terms)
             large["even"][i, j] = two_class_error(*pair, skewness=False, **terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from experiments._closing import (
 )
 from experiments._galleries import nearest_rows
 from experiments._trends import stated, worst
+from simulator.robustness import Target
 
 CLAIM = sim.Claim(
     id="C6",
@@ -167,7 +169,7 @@ def _on_other_sides(config: Config, galleries) -> dict:
     return dict(by_side=(axes, np.stack(mean)), by_side_error=(axes, np.stack(within)))
 
 
-def _robustness(config: Config, galleries, on: str, variances):
+def _robustness(config: Config, galleries, on: Target, variances):
     """Measured robustness [seed, variance, α] and its standard error; draws are paired over α."""
     found = np.empty((2, len(galleries), len(variances), len(config.alphas)))
     for i, (gallery, queries, _) in enumerate(galleries):
@@ -300,7 +302,9 @@ def draw(data):
     )  # fmt: skip
     colors, grey, styles = _figures.COLORS, _figures.CONTROL, ("-", "--", ":")
     with_room = dict(xlabel="closing α", ylabel="robustness", ylim=(0, 1.4), yticks=[0, 0.25, 0.5, 0.75, 1])
-    narrow = dict(loc="upper center", handlelength=1.2, columnspacing=0.8, borderaxespad=0.0, labelspacing=0.3)
+    narrow: dict[str, Any] = dict(
+        loc="upper center", handlelength=1.2, columnspacing=0.8, borderaxespad=0.0, labelspacing=0.3
+    )
     first = data.isel(kind=0, variance=0)
     curves = [("the gallery", first.measured, first.population_error)]
     curves += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,8 @@ def measure(config: Config, *, progress: bool = False):
         eval_pairs=config.eval_pairs,
         eval_points=config.eval_points,
     )
-    copies, settings = len(config.temperatures), dict(seeds=config.seeds, seed=config.seed, progress=progress)
+    copies = len(config.temperatures)
+    settings: dict[str, Any] = dict(seeds=config.seeds, seed=config.seed, progress=progress)
     points = {"loss.temperature": config.temperatures}
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(config.seed), s))(np.arange(config.seeds))
     # All three phases are one program: what differs is where they start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,11 +184,13 @@ def equivalent_rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
     amplitude = np.sqrt(rng.dirichlet(np.ones(len(frequencies)) * 5))
     angles = 2 * np.pi * np.arange(NUM_PAIRS)[:, None] * frequencies[None, :] / NUM_PAIRS
     shift = rng.uniform(0.3, 1.2, size=(1, len(frequencies)))
-    rows = []
-    for angle in (angles, angles + shift):
-        circles = np.stack([amplitude * np.cos(angle), amplitude * np.sin(angle)], axis=2)
-        rows.append(np.pad(circles.reshape(NUM_PAIRS, -1), ((0, 0), (0, 2))))
-    return tuple(rows)
+    x, y = (
+        np.pad(
+            np.stack([amplitude * f(angle) for f in (np.cos, np.sin)], axis=2).reshape(NUM_PAIRS, -1), ((0, 0), (0, 2))
+        )
+        for angle in (angles, angles + shift)
+    )
+    return x, y
 
 
 def measure(config: Config, *, progress: bool = False):
@@ -203,7 +206,7 @@ def measure(config: Config, *, progress: bool = False):
     with jax.enable_x64(True):
         for name, rows, shared in tqdm(kinds, disable=not progress, desc="flows", unit="kind"):
             starts = [rows(s) for s, _, _ in grid]
-            settings = dict(shared=shared, steps=config.steps, end=config.end)
+            settings: dict[str, Any] = dict(shared=shared, steps=config.steps, end=config.end)
             times, half_gap, scale = flow(starts, which, rates, config, **settings)
             shape = (config.seeds, len(NAMES), len(config.rates), len(times))
             values |= {
@@ -222,7 +225,7 @@ def _halvings(config: Config) -> dict:
     """Largest drift of the logarithm of the shared invariant, s = e^ν and κ = 1, for fewer and more steps."""
     drifts = []
     for steps in config.halvings:
-        settings = dict(shared=True, steps=steps, end=config.halving_end)
+        settings: dict[str, Any] = dict(shared=True, steps=steps, end=config.halving_end)
         _, half_gap, scale = flow([random_rows(config.seed)], [0], [1.0], config, **settings)
         values = invariants.log_invariant(half_gap[0], scale[0], parametrisation="exponential")
         drifts.append(np.max(np.abs(values - values[0])))
@@ -235,7 +238,7 @@ def relative_change(data, kind: str, parametrisation: str, rate: float, law=None
     here = data.sel(parametrisation=parametrisation, rate=rate)
     half_gap, scale = here[f"{kind}_half_gap"].values, here[f"{kind}_scale"].values
     if law is None:
-        settings = dict(parametrisation=parametrisation, rate=rate, shared=kind == "shared")
+        settings: dict[str, Any] = dict(parametrisation=parametrisation, rate=rate, shared=kind == "shared")
         law = lambda g, s: invariants.log_invariant(g, s, **settings)  # noqa: E731
     lost = np.logical_or.accumulate(half_gap <= RESOLVED[kind], axis=1)
     values = law(np.where(lost, 0.5, half_gap), np.where(lost, 1.0, scale))
@@ -359,7 +362,7 @@ def draw(data):
         here, color = first.sel(parametrisation=name), colors[i]
         for kind, line, fill in (("shared", "-", "full"), ("equivalent", "--", "none")):
             look = dict(linestyle="none", fillstyle=fill) | _figures.series(i)
-            settings = dict(parametrisation=name, shared=kind == "shared")
+            settings: dict[str, Any] = dict(parametrisation=name, shared=kind == "shared")
             scale = here[f"{kind}_scale"].values
             predicted = invariants.half_gap_at_scale(scale, start, **settings)
             fine = np.linspace(scale.min(), scale.max(), 200)

@@ -122,7 +122,8 @@ def measure(config: Config, *, progress: bool = False):
 
 def moments(gallery, queries, shrinkage: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """Second moments C_x, C_y about the means, shrunk to full rank as `GapCloser` does."""
-    return tuple(shrunk_moment(second_moment(r, r.mean(axis=0)), shrinkage) for r in (gallery, queries))
+    of_gallery, of_queries = (shrunk_moment(second_moment(r, r.mean(axis=0)), shrinkage) for r in (gallery, queries))
+    return of_gallery, of_queries
 
 
 def storages(gallery, queries) -> dict[str, sim.Index]:
@@ -130,7 +131,7 @@ def storages(gallery, queries) -> dict[str, sim.Index]:
     centred, optimal = (sim.GapCloser(rule).fit(gallery, queries) for rule in ("centred", "optimal"))
     once, best = centred.index(gallery), optimal.index(gallery)
     both = dataclasses.replace(once, rows=gallery - gallery.mean(axis=0)[None, :])
-    root = best.query_map
+    root = np.asarray(best.query_map)
     inverse = dataclasses.replace(both, rows=both.rows @ root, query_map=np.linalg.inv(root))
     return dict(zip((*STORAGES, INVERSE), (centred.index(gallery, 0.0), once, both, best, inverse), strict=True))
 

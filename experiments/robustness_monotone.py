@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ def measure(config: Config, *, progress: bool = False):
                 }
                 for j, sigma in enumerate(config.sigmas):
                     # The same key at every α: paired draws.
-                    draws = dict(num_draws=config.num_draws, key=jax.random.fold_in(key, j))
+                    draws: dict[str, Any] = dict(num_draws=config.num_draws, key=jax.random.fold_in(key, j))
                     noise = sim.GaussianNoise(sigma)
                     estimate = sim.measured_robustness(moved, queries, noise=noise, labels=labels, **draws)
                     by_sigma["measured"][i, j, k] = estimate.mean

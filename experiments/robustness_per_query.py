@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -192,7 +193,7 @@ def _queries(config: Config):
         return [sim.exact_robustness(*pair, sigma=config.sigma)[0] for pair in pairs]
 
     def measured(alpha):
-        draws = dict(noise=sim.GaussianNoise(config.sigma), num_draws=config.num_draws, key=key)
+        draws: dict[str, Any] = dict(noise=sim.GaussianNoise(config.sigma), num_draws=config.num_draws, key=key)
         return sim.measured_robustness(closer.transform(gallery, alpha), queries, **draws)
 
     ends, share = (closer.alpha_star_.min(), closer.alpha_star_.max()), np.linspace(0.0, 1.0, 5)
@@ -257,7 +258,7 @@ def _average(config: Config):
     aligned = queries - (closer.alpha_star_ - 1.0)[:, None] * closer.direction_[None, :]
     alphas = np.linspace(0.0, 1.5, config.num_alphas)
     moved = [closer.transform(gallery, a) for a in alphas]
-    draws = dict(num_draws=config.num_draws, key=jax.random.fold_in(jax.random.key(config.seed), 1))
+    draws: dict[str, Any] = dict(num_draws=config.num_draws, key=jax.random.fold_in(jax.random.key(config.seed), 1))
     estimates = [sim.measured_robustness(m, queries, noise=sim.GaussianNoise(config.sigma), **draws) for m in moved]
     answers = nearest_rows(gallery, queries)
     changed = [
@@ -283,9 +284,8 @@ def judge(data) -> list[sim.Row]:
     values = {name: variable.values for name, variable in data.data_vars.items()}
 
     def same(name, predicted, near_miss, measured, tolerance, control_name):
-        return sim.Row(
-            name, *(sim.Check("identity", p, measured, tolerance) for p in (predicted, near_miss)), control_name
-        )
+        test, control = (sim.Check("identity", p, measured, tolerance) for p in (predicted, near_miss))
+        return sim.Row(name, test, control, control_name)
 
     share_kept, star = values["query_measured"], values["alpha_star"]
     resolution = 1.0 / data.attrs["query_draws"]
@@ -331,9 +331,11 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             f"step 5: largest rise of P_j of the nearest row under h, {data.attrs['configurations']:,} galleries",
-            *rises, "the second nearest row",
+            rises[0], rises[1], "the second nearest row",
         ),
-        sim.Row("measured Rob_y(α) against the exact value at 2α*_y − α, every query", *mirrors, "at 2 − α"),
+        sim.Row(
+            "measured Rob_y(α) against the exact value at 2α*_y − α, every query", mirrors[0], mirrors[1], "at 2 − α",
+        ),
         sim.Row(
             "measured Rob_y rises to α*_y and falls after, every query", single(star), single(np.ones(len(star))),
             "to α = 1",
@@ -345,10 +347,10 @@ def judge(data) -> list[sim.Row]:
             effect=f"change of the average up to min_y α*_y {moved(smallest)}, of the mixed queries' up to α = 1 {moved(mixed)}",
         ),
         sim.Row(
-            "measured average over mixed queries at every α against the exact value", *averages,
+            "measured average over mixed queries at every α against the exact value", averages[0], averages[1],
             "every query at the mean depth",
         ),
-        sim.Row("clean decisions changed, mixed queries, all α", *unchanged, "moving by g in place of g'"),
+        sim.Row("clean decisions changed, mixed queries, all α", unchanged[0], unchanged[1], "moving by g in place of g'"),
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,10 +82,8 @@ def measure(config: Config, *, progress: bool = False):
     )
     parts = []
     for batch_size in config.batch_sizes:
-        here, settings = (
-            dataclasses.replace(experiment, batch_size=batch_size),
-            dict(seeds=config.seeds, seed=config.seed),
-        )
+        here = dataclasses.replace(experiment, batch_size=batch_size)
+        settings: dict[str, Any] = dict(seeds=config.seeds, seed=config.seed)
         params = start_params(here, points, **settings)
         params = narrowed(params, np.repeat((*dims, widest, widest), config.seeds))
         part, _ = train_points(here, points, params=params, progress=progress, **settings)

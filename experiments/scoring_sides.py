@@ -11,6 +11,7 @@ import simulator as sim
 from experiments import _figures
 from experiments._galleries import core_galleries, random_classes, unit_rows
 from experiments._trends import stated
+from simulator.losses import Similarity
 from simulator.theory.scoring import cosine_robustness
 from simulator.theory.storage import centred_robustness
 
@@ -35,7 +36,7 @@ CAPTION = (
     "scalar per class (black). Dotted: the limit of a gallery moved far under cosine. Grey: the value for cosine if the rows "
     "were not normalised again after the noise (gallery moved)."
 )
-SCORINGS = ("sqeuclidean", "dot", "cosine")
+SCORINGS: tuple[Similarity, ...] = ("sqeuclidean", "dot", "cosine")
 SIDES = ("gallery", "queries", "both")
 TITLES = dict(sqeuclidean="distance", dot="inner product", cosine="cosine")
 
@@ -111,7 +112,7 @@ def _answers(x, y, scoring: str):
     return products.argmax(axis=1)
 
 
-def _estimate(config: Config, x, y, scoring: str, bias=None) -> sim.Estimate:
+def _estimate(config: Config, x, y, scoring: Similarity, bias=None) -> sim.Estimate:
     """Paired draws: the same noise in every cell."""
     noise, key = sim.GaussianNoise(config.sigma), jax.random.key(config.seed)
     return sim.measured_robustness(x, y, noise=noise, num_draws=config.num_draws, key=key, scoring=scoring, bias=bias)

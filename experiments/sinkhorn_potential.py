@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def objective(flat, pairing, gap_norm, temperature, ridge):
     """L + R: the contrastive loss and a ridge on the coordinates across the gap."""
     coordinates = flat.reshape(2, len(pairing), -1)
     x, y = embeddings(coordinates, gap_norm, temperature)
-    options = dict(temperature=temperature, similarity="sqeuclidean", pairing=pairing)
+    options: dict[str, Any] = dict(temperature=temperature, similarity="sqeuclidean", pairing=pairing)
     loss = sim.info_nce(x, y, **options, block_size=len(pairing))  # by blocks, it has second derivatives
     return loss + ridge * jnp.sum(coordinates[..., 1:] ** 2) / len(pairing)
 
@@ -144,7 +145,7 @@ def measure(config: Config, *, progress: bool = False):
                 x, y = (np.asarray(a) for a in embeddings(point, gap, temperature))
                 cost = np.sum((x[:, None, 1:] - y[None, :, 1:]) ** 2, axis=2)
                 phi, psi, coupling = potentials.sinkhorn_potentials(cost, rows, columns, temperature=temperature)
-                scale = dict(gap_norm=gap, temperature=temperature)
+                scale: dict[str, Any] = dict(gap_norm=gap, temperature=temperature)
                 predictions = dict(
                     measured=(x[:, 0] - x[:, 0].mean(), y[:, 0] - y[:, 0].mean()),
                     first=potentials.residuals_along_gap(phi, psi, **scale),

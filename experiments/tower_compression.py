@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def measure(config: Config, *, progress: bool = False):
 def _factors(config: Config) -> dict:
     """`discrepancies` of all settings, with their factor and level."""
     chosen = settings(config)
-    place = dict(angle=ANGLE, temperature=TEMPERATURE, seeds=config.factor_seeds, seed=config.seed)
+    place: dict[str, Any] = dict(angle=ANGLE, temperature=TEMPERATURE, seeds=config.factor_seeds, seed=config.seed)
     different = list(dict.fromkeys(chosen.values()))  # the base is a level of several factors
     found, place_of = discrepancies(different, **place), [different.index(setting) for setting in chosen.values()]
     factor, level = zip(*chosen, strict=True)

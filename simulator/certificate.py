@@ -79,7 +79,7 @@ class Certificate:
                 f"cosine decisions changed after re-normalising the rows: {self.cosine_changed:,} {of} ({bound})"
             )
         if self.sigma is not None:
-            some = f"{self.robustness_queries:,} {'random ' * (self.gain_error > 0)}queries"
+            some = f"{self.robustness_queries:,} {'random ' if self.gain_error else ''}queries"
             lines.append(
                 f"exact robustness at σ = {self.sigma:.4g}, {some}: {self.robustness:.4f} before, "
                 f"{self.robustness_closed:.4f} after"
@@ -310,11 +310,11 @@ def quantization_effects(
         count += len(block)
     kept, widths = kept / count, [np.ptp(rows, axis=0).mean() for rows in ends]
     spans = dict(fixed=(2.0, 2.0), minmax=[np.ptp(rows) for rows in ends], per_dimension=widths)
-    widest = tuple(int(np.abs(rows - np.median(rows)).max(axis=0).argmax()) for rows in ends)
+    widest = [int(np.abs(rows - np.median(rows)).max(axis=0).argmax()) for rows in ends]
     return [
         QuantizationEffect(
             name, bins, *(float(span) / bins for span in spans[name]), *map(float, kept[[i, i + 1]]),
-            float(kept[-1] if name == "minmax" else kept[i + 1]), widest,
+            float(kept[-1] if name == "minmax" else kept[i + 1]), (widest[0], widest[1]),
         )
         for i, name in zip((1, 3, 5), get_args(Range), strict=True)
     ]  # fmt: skip

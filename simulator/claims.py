@@ -53,8 +53,8 @@ class Check:
     """
 
     kind: Kind
-    predicted: np.ndarray
-    measured: np.ndarray
+    predicted: np.ndarray | float
+    measured: np.ndarray | float
     tolerance: float
     standard_error: np.ndarray | None = None
     at: np.ndarray | None = None
@@ -72,13 +72,13 @@ class Check:
         elif self.kind == "monte_carlo":
             error = np.max(np.abs(measured - predicted) / np.asarray(self.standard_error, float))
         elif self.kind == "slope":
-            error = np.abs(np.polyfit(np.log(self.at), np.log(measured), 1)[0] - predicted)
+            error = np.abs(np.polyfit(np.log(np.asarray(self.at, float)), np.log(measured), 1)[0] - predicted)
         else:
             error = self._against_the_trend(predicted, measured)
         return float(error) if np.isfinite(error) else np.inf
 
     def _against_the_trend(self, signs, measured):
-        order = np.argsort(self.at, kind="stable")
+        order = np.argsort(np.asarray(self.at, float), kind="stable")
         measured, spread = measured[order], np.asarray(self.standard_error, float)[order]
         steps, spreads = np.diff(measured), np.hypot(spread[1:], spread[:-1])
         if np.ptp(measured) <= self.tolerance * np.max(spreads):

@@ -90,7 +90,7 @@ class Experiment:
             raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
         if num_pairs is not None and self.batch_size > num_pairs:
             raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
-        if isinstance(self.data, Digits) and num_pairs + self.eval_pairs > self.data.total:
+        if isinstance(self.data, Digits) and self.data.num_pairs + self.eval_pairs > self.data.total:
             raise ValueError(
                 f"{num_pairs} training and {self.eval_pairs} held-out pairs are more than the {self.data.total} digits; "
                 "lower Digits.num_pairs or eval_pairs"

@@ -94,7 +94,7 @@ class Index:
         if self.scoring == "sqeuclidean":
             return 2 * mapped @ self.rows.T - (np.sum(self.rows**2, axis=1) + self.bias)[None, :]
         values = mapped @ self.rows.T + self.bias[None, :]
-        if self.axes is None:
+        if self.axes is None or self.exact is None:
             return values
         return values + ((np.asarray(queries, float) - self.centre[None, :]) @ self.axes.T) @ self.exact.T
 
@@ -152,8 +152,9 @@ class Index:
             raise FileNotFoundError(f"{path} does not exist")
         try:
             with np.load(path, allow_pickle=False) as stored:
-                fields = {f.name: stored[f.name] for f in dataclasses.fields(cls) if f.name in stored}
-            return cls(**fields | dict(scoring=str(fields["scoring"])))
+                fields: dict[str, Any] = {f.name: stored[f.name] for f in dataclasses.fields(cls) if f.name in stored}
+            fields["scoring"] = str(fields["scoring"])
+            return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not an index that `gapsim close` or Index.save wrote ({error})") from error
 

@@ -12,12 +12,21 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import log_sigmoid
 
 from simulator.partition import log_partition, ring_partition
-from simulator.validation import require_integer, require_number, require_one_of, require_paired, require_same_width
+from simulator.validation import (
+    is_traced,
+    require_integer,
+    require_number,
+    require_one_of,
+    require_paired,
+    require_same_width,
+)
 
 Similarity = Literal["cosine", "dot", "sqeuclidean"]
+Rows = jax.Array | np.ndarray
 SIMILARITIES = get_args(Similarity)
 
 
@@ -83,15 +92,15 @@ class Sigmoid:
         require_one_of("Sigmoid.similarity", self.similarity, SIMILARITIES)
 
 
-def normalize_rows(rows: jax.Array) -> jax.Array:
+def normalize_rows(rows: Rows) -> jax.Array:
     """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient."""
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
     is_zero = squares == 0
     # One division per row: per entry, forward and backward, they cost more than the rest of a small step's loss.
-    return rows * jnp.where(is_zero, 0.0, 1.0 / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+    return jnp.asarray(rows) * jnp.where(is_zero, 0.0, 1.0 / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
 
 
-def similarity_matrix(x: jax.Array, y: jax.Array, similarity: Similarity = "cosine") -> jax.Array:
+def similarity_matrix(x: Rows, y: Rows, similarity: Similarity = "cosine") -> jax.Array:
     """Similarity of every gallery row to every query, [n_x, n_y].
 
     "cosine": ⟨x_k, y_i⟩/(‖x_k‖‖y_i‖) (0 for a zero row); "dot": ⟨x_k, y_i⟩; "sqeuclidean": −‖x_k − y_i‖².
@@ -99,24 +108,24 @@ def similarity_matrix(x: jax.Array, y: jax.Array, similarity: Similarity = "cosi
     require_one_of("similarity", similarity, SIMILARITIES)
     if similarity == "cosine":
         x, y = normalize_rows(x), normalize_rows(y)
-    products = x @ y.T
+    products = jnp.asarray(x @ y.T)
     if similarity != "sqeuclidean":
         return products
     return 2.0 * products - jnp.sum(x * x, axis=1)[:, None] - jnp.sum(y * y, axis=1)[None, :]
 
 
-def logits(x: jax.Array, y: jax.Array, *, temperature, similarity: Similarity = "cosine") -> jax.Array:
+def logits(x: Rows, y: Rows, *, temperature, similarity: Similarity = "cosine") -> jax.Array:
     """similarity/τ, [n_x, n_y]: the argument of both softmaxes."""
     return similarity_matrix(x, y, similarity) / temperature
 
 
 def info_nce(
-    x: jax.Array,
-    y: jax.Array,
+    x: Rows,
+    y: Rows,
     *,
     temperature,
     similarity: Similarity = "cosine",
-    pairing: jax.Array | None = None,
+    pairing: Rows | None = None,
     block_size: int | None = None,
 ) -> jax.Array:
     """The symmetric contrastive loss of CLIP: the mean of the two directions.
@@ -163,7 +172,7 @@ def info_nce(
 
 
 def sharded_info_nce(
-    x: jax.Array, y: jax.Array, *, temperature, axis_name: str, similarity: Similarity = "cosine",
+    x: Rows, y: Rows, *, temperature, axis_name: str, similarity: Similarity = "cosine",
     block_size: int | None = None,
 ) -> jax.Array:  # fmt: skip
     """`info_nce` of a batch whose rows are spread along a mesh axis, for use inside `jax.shard_map`.
@@ -206,12 +215,12 @@ def _weights(pairing, shape: tuple[int, int]) -> jax.Array:
     if jnp.shape(pairing) != shape:
         raise ValueError(f"pairing has shape {jnp.shape(pairing)}; expected {shape}: gallery rows by queries")
     pairing = jnp.asarray(pairing, dtype=jnp.result_type(float))
-    if not isinstance(pairing, jax.core.Tracer) and not (bool((pairing >= 0).all()) and float(pairing.sum()) > 0):
+    if not is_traced(pairing) and not (bool((pairing >= 0).all()) and float(pairing.sum()) > 0):
         raise ValueError("pairing has a negative, NaN or no positive entry; its weights must be >= 0, not all zero")
     return pairing / pairing.sum()
 
 
-def sigmoid_loss(x: jax.Array, y: jax.Array, *, temperature, bias, similarity: Similarity = "cosine") -> jax.Array:
+def sigmoid_loss(x: Rows, y: Rows, *, temperature, bias, similarity: Similarity = "cosine") -> jax.Array:
     """The pairwise sigmoid loss of SigLIP.
 
     L = −(1/n) Σ_ki log σ(z_ki (s_ki/τ + b)), z_ki = +1 for k = i and −1 otherwise.

@@ -150,13 +150,14 @@ class GapCloser:
         about = streaming.moments(source())
         self._num_rows, self._mean, centre = len(gallery), gallery.mean(axis=0), about.mean
         self.gap_ = centre - self._mean
-        self._axes = self._rank = self.metric_ = self.curve_ = None
+        self._axes = self.metric_ = self.curve_ = None
+        self._rank = 0  # found where the rule needs it
         if self.rule == "centred" and self.num_components:
             self._axes = _leading_axes(about.covariance, self.num_components)
         some = None
         if "best" in (self.alpha, self.centre):
             some = streaming.random_rows(source, about.count, ROBUSTNESS_QUERIES)
-        if self.centre == "best":
+        if self.centre == "best" and self.sigma is not None:
             centre = optimal_centre(gallery, some, sigma=self.sigma, axes=self._axes)
         if self.rule == "optimal":
             moments = second_moment(gallery, self._mean), about.covariance
@@ -216,7 +217,8 @@ class GapCloser:
             return float(max(known.min(), 0.0)) if known.size else 0.0
         # With a theorem per query the maximiser lies between the smallest and the largest α*_y.
         low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self.rule in PER_QUERY else (0.0, 2.0)
-        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=self.sigma).mean())  # noqa: E731
+        sigma = float(self.sigma or 0.0)  # `_validate` wants one for "best"
+        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=sigma).mean())  # noqa: E731
         self.curve_ = _maximise(mean, low, high)
         return float(self.curve_.alpha[np.argmax(self.curve_.robustness)])
 
@@ -275,7 +277,7 @@ class GapCloser:
         index, start, copies = self.index(gallery, alpha), self.index(gallery, 0.0), equal_rows(gallery)
         is_shift = self.rule in SHIFTS
         shift = alpha * self.direction_ if is_shift else None
-        is_exact = self.rule == "complement" and self._moves_nothing_apart(gallery) and self.direction_.any()
+        is_exact = self.rule == "complement" and self._moves_nothing_apart(gallery) and bool(self.direction_.any())
 
         def count(block):
             found = certify_decisions(gallery, block, index, shift=shift, copies=copies)
@@ -302,9 +304,8 @@ class GapCloser:
                 gaining=int(np.sum(after > before + 1e-9)),
             )  # fmt: skip
         squared = self.gap_ @ self.gap_
-        reasons = [self.nothing_to_move()]
-        if reasons[0] is None:
-            safe = self.alpha_star_.min()
+        reasons, safe = [self.nothing_to_move() or ""], self.alpha_star_.min()
+        if not reasons[0]:
             reasons = refusals(self.rule, alpha, gallery, index, is_shift=is_shift, is_exact=is_exact, safe_alpha=safe)
         return Certificate(
             rule=self.rule, alpha=alpha, num_rows=len(gallery), sigma=sigma, **counts, **exact, refusals=tuple(reasons),
@@ -389,7 +390,7 @@ def _maximise(function, low: float, high: float) -> Curve:
         return -tried[float(alpha)]
 
     at = sorted(tried)
-    best = at.index(max(at, key=tried.get))
+    best = at.index(max(at, key=lambda alpha: tried[alpha]))
     bracket = at[max(best - 1, 0)], at[min(best + 1, len(at) - 1)]
     if bracket[1] - bracket[0] > 1e-9:
         minimize_scalar(negative, bounds=bracket, method="bounded", options=dict(xatol=1e-4 * (high - low)))

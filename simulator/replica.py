@@ -62,16 +62,16 @@ initialise = engine.over_replicas(start, in_blocks=False, runs_once=True)
 @functools.partial(engine.over_replicas, in_blocks=True)
 def advance(experiment: Experiment, state, start, stop):
     optimizer = make_optimizer(experiment)
-    data, batch_size = experiment.data, experiment.batch_size
+    data, batch_size, num_pairs = experiment.data, experiment.batch_size, experiment.data.num_pairs
 
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
-        if data.num_pairs is None:
+        if num_pairs is None:
             return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
-        if batch_size == data.num_pairs:
+        if batch_size == num_pairs:
             return state["source"], state["order"]
-        position = step % (data.num_pairs // batch_size)
-        order = jax.lax.cond(position == 0, lambda: jax.random.permutation(key, data.num_pairs), lambda: state["order"])
+        position = step % (num_pairs // batch_size)
+        order = jax.lax.cond(position == 0, lambda: jax.random.permutation(key, num_pairs), lambda: state["order"])
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         return take(state["source"], rows), order
 
@@ -103,7 +103,7 @@ def measure(experiment: Experiment, state):
     loss = _loss_of_rows(state["params"], experiment, x, y, temperature)
     history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
     if isinstance(experiment.loss, Sigmoid):
-        history["bias"] = _bias(state["params"], experiment)
+        history["bias"] = _bias(state["params"], experiment.loss, experiment.dtype)
     return history, x, y, state["held_out"].labels
 
 
@@ -135,7 +135,7 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
 def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded: bool = False):
     loss = experiment.loss
     if isinstance(loss, Sigmoid):
-        bias = _bias(params, experiment)
+        bias = _bias(params, loss, experiment.dtype)
         return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
     function = functools.partial(sharded_info_nce, axis_name="batch") if sharded else info_nce
     # Rows of unit length need not be divided by their length again.
@@ -143,8 +143,8 @@ def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded:
     return function(x, y, temperature=temperature, similarity=similarity, block_size=loss.block_size)
 
 
-def _bias(params, experiment: Experiment):
-    return params["bias"] if experiment.loss.train_bias else jnp.asarray(experiment.loss.bias, experiment.dtype)
+def _bias(params, loss: Sigmoid, dtype: str):
+    return params["bias"] if loss.train_bias else jnp.asarray(loss.bias, dtype)
 
 
 def _temperature(params, experiment: Experiment, step):
@@ -171,7 +171,7 @@ def _inputs(encoder, batch: Batch, name: str):
     return batch.index if isinstance(encoder, Table) else getattr(batch, name)
 
 
-def _input_width(experiment: Experiment, name: str) -> int:
+def _input_width(experiment: Experiment, name: str):
     data = experiment.data
     encoder = dict(_encoders(experiment))[name]
     return data.num_pairs if isinstance(encoder, Table) else getattr(data, f"dim_{name}")
@@ -201,7 +201,7 @@ def build_towers(experiment: Experiment, keys):
 
 def trained_params(experiment: Experiment, towers) -> dict[str, Any]:
     """What is trained: both towers, and the scale and the bias of the loss where they are learned."""
-    params = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
+    params: dict[str, Any] = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
     if isinstance(experiment.loss.temperature, Learned):
         params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, experiment.dtype))
     if isinstance(experiment.loss, Sigmoid) and experiment.loss.train_bias:

@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def open_store(
                     draft.write_text(json.dumps(dict(identity=identity, config=config), indent=1) + "\n")
         try:
             made = json.loads((path / "sweep.json").read_text())
-            cut = zarr.open_group(path / RESULTS, mode="r").attrs["cut"]
+            cut: Any = zarr.open_group(path / RESULTS, mode="r").attrs["cut"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(f"{path} is not a whole store ({error}); move it away") from error
     if made["identity"] != identity:
@@ -136,11 +136,11 @@ def finished(store: SweepStore) -> np.ndarray:
     """Which chunks are done, [num_groups, chunks] of bool."""
     import zarr
 
-    return np.asarray(zarr.open_group(store.path / RESULTS, mode="r")["done"][...])
+    return np.asarray(zarr.open_array(store.path / RESULTS / "done", mode="r")[...])
 
 
 @contextlib.contextmanager
-def claimed(store: SweepStore, group: int, chunk: int) -> Iterator[bool]:
+def claimed(store: SweepStore, group: int, chunk: int) -> Generator[bool, None, None]:
     """Whether this process holds the chunk: False when it is done or another living process works on it."""
     with _locked(store.path / ".locks" / f"{group}.{chunk}", wait=False) as held:
         yield held and not finished(store)[group, chunk]
@@ -152,13 +152,13 @@ def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, 
     import zarr
 
     with _said_where(store.path):
-        arrays = zarr.open_group(store.path / RESULTS, mode="r+")
+        arrays: Any = zarr.open_group(store.path / RESULTS, mode="r+")
         for name, value in values.items():
             arrays[name][(group, store.rows(chunk), *(slice(0, n) for n in value.shape[1:]))] = value
         arrays["done"][group, chunk] = True
 
 
-def read_store(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_store(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays by name, [num_groups, group_size, ...], and the provenance; what is not done yet is NaN or −1."""
     import zarr
 
@@ -231,7 +231,7 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def _locked(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
     """Hold an advisory lock on a file; wait=False yields False where somebody else holds it."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
@@ -244,7 +244,7 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _said_where(path: Path) -> Iterator[None]:
+def _said_where(path: Path) -> Generator[None, None, None]:
     """Say of which store an error of the disk is, and that what is done is safe."""
     try:
         yield

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def require_named_functions(described: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
+def whole_file(path: Path | str) -> Generator[Path, None, None]:
     """A draft beside `path` that takes its place when the block ends without an error: whoever reads `path` finds the
     old file or all of the new one, also after a kill. Missing folders are made."""
     path = Path(path)

@@ -161,7 +161,7 @@ def best_matches(
     The first one in a tie. Exact: all pairs are compared, one pair of blocks at a time; x is read again for every block
     of y.
     """
-    found, over_y = [], None
+    found, over_y = [], []
     offset_y = 0
     for queries in y:
         best, value = np.zeros(len(queries), np.int64), np.full(len(queries), -np.inf)
@@ -178,7 +178,7 @@ def best_matches(
             offset_x += len(rows)
         found.append(best)
         at, here = (np.concatenate(part) for part in zip(*answers, strict=True))
-        if over_y is None:
+        if not over_y:
             over_y = [at, here]
         else:
             better = here > over_y[1]
@@ -189,7 +189,7 @@ def best_matches(
 
 def marginal_errors(x: Source, y: Source, *, temperature: float) -> tuple[float, float]:
     """`GapMeasures.marginal_error_x` and `_y`, exact, for logits cosine/τ: every pair of blocks is computed twice."""
-    over_x, over_y, num_y = [], None, 0  # log Σ_k exp(logit) per query, log Σ_i exp(logit) per gallery row
+    over_x, over_y, num_y = [], np.empty(0), 0  # log Σ_k exp(logit) per query, log Σ_i exp(logit) per gallery row
     for queries in y():
         total, parts = np.full(len(queries), -np.inf), []
         for rows in x():
@@ -198,7 +198,7 @@ def marginal_errors(x: Source, y: Source, *, temperature: float) -> tuple[float,
             parts.append(_log_sum_exp(logits, axis=1))
         over_x.append(total)
         parts = np.concatenate(parts)
-        over_y = parts if over_y is None else np.logaddexp(over_y, parts)
+        over_y = np.logaddexp(over_y, parts) if num_y else parts
         num_y += len(queries)
     num_x = len(over_y)
     free_x, error_y = np.zeros(num_x), 0.0
@@ -245,7 +245,7 @@ def triangular_factor(blocks: Iterable[np.ndarray], mean: np.ndarray) -> np.ndar
     reduction (the covariance would square the condition number and hide directions without variance)."""
     factor = np.zeros((0, len(mean)))
     for block in blocks:
-        factor = np.linalg.qr(np.concatenate([factor, block - mean[None, :]]), mode="r")
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, block - mean[None, :]]), mode="r"))
     return factor
 
 

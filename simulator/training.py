@@ -11,9 +11,9 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def train(
 
 def train_replicas(
     experiment: Experiment,
-    varied: dict[str, Sequence[float]],
+    varied: Mapping[str, Sequence[float] | np.ndarray],
     keys: jax.Array,
     *,
     params: Any = None,
@@ -119,7 +119,7 @@ def train_replicas(
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
       and the steps [step].
     """
-    if experiment.dtype == "float64" and not jax.config.jax_enable_x64:
+    if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
     engine.release_programs()
     count = len(keys)
@@ -232,7 +232,7 @@ def calibrate(experiment: Experiment) -> int:
         steps = min(20, max(1, int(0.05 / (count * seconds(1, 0.0)))))  # a call of 50 ms hides what a call itself costs
         return seconds(steps, 0.3)
 
-    return engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica)
+    return cast(int, engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica))
 
 
 def _shape_of_work(template: Experiment) -> str:

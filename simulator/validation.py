@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
     """True while JAX traces `value`, when its entries have no values to look at."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def require_number(
@@ -50,7 +50,7 @@ def require_integer(name: str, value: Any, *, least: int = 1):
         raise ValueError(f"{name} is {value!r}; it must be a whole number >= {least}")
 
 
-def require_one_of(name: str, value: Any, allowed: Sequence[str]):
+def require_one_of(name: str, value: Any, allowed: Sequence[Any]):
     """Raise ValueError unless `value` is one of the allowed words."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

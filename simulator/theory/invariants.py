@@ -24,7 +24,7 @@ e^{−s²/2κ} for softplus, faster than any power of log t, and not to 0 for s 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def half_gap_at_scale(
     """
     from scipy.special import lambertw
 
-    law = dict(parametrisation=parametrisation, rate=rate, shared=shared)
+    law: dict[str, Any] = dict(parametrisation=parametrisation, rate=rate, shared=shared)
     left = log_invariant(*start, **law) - (2 if shared else 1) / rate * scale_potential(scale, parametrisation)
     constant = np.exp(left)
     if not shared:

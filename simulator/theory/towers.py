@@ -94,7 +94,8 @@ def great_circle_frames(mean_x: np.ndarray, mean_y: np.ndarray) -> tuple[np.ndar
     if np.linalg.norm(along_x) < 1e-9:
         raise ValueError("the two means lie on one line, and no single great circle joins them; separate them")
     across = np.linalg.svd(np.stack([unit_x, unit_y]))[2][2:]
-    return tuple(np.stack([t / np.linalg.norm(t), *across], axis=1) for t in (along_x, along_y))
+    frame_x, frame_y = (np.stack([t / np.linalg.norm(t), *across], axis=1) for t in (along_x, along_y))
+    return frame_x, frame_y
 
 
 def linearized_training(
@@ -154,7 +155,7 @@ def linearized_training(
             expected = f"[{z.shape[1]}, {len(frame)}, parameters]"
             raise ValueError(f"jacobian_{name} has shape {np.shape(jacobian)}; expected {expected}")
         flat.append(np.asarray(jacobian, float).reshape(z.shape[1] * len(frame), -1))
-    kernels = None if adam_epsilon is not None else [rows @ rows.T for rows in flat]
+    kernels = [] if adam_epsilon is not None else [rows @ rows.T for rows in flat]
     averages = [[0.0, 0.0], [0.0, 0.0]]
     for step in range(1, steps + 1):
         velocity = tight_velocity(z, angle=angle, temperature=temperature)
