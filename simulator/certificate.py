@@ -22,21 +22,27 @@ EQUAL_NORMS = 1e-6  # relative spread of norms up to which rows count as normali
 class Certificate:
     """What a closed gallery does to the Euclidean nearest-neighbour decisions of the gallery as it was.
 
-    rule, alpha: what was done. num_rows, num_queries: on how many it was checked.
-    gap_share: share of ‖g‖² that the rows move by at α = 1, for rules that are a shift of the rows; else None.
-    changed: queries whose answer differs, counted in float64 (equal rows count as one answer).
-    changed_float32: the same with rows, scalars and queries rounded to float32.
-    changed_at_most: queries whose clean margin, in squared distance, is at most `safe_margin`; >= `changed`.
-    safe_margin: every query, seen or not, whose nearest row is nearer by more than this keeps its answer.
-    rising: queries whose robustness to noise on the rows is provably higher than at α = 0 of the same rule, or None
-      where no theorem says so.
-    cosine_changed: queries whose cosine answer changes when the closed rows are re-normalised, or None where the
-      closed gallery is not a set of rows to be compared by cosine.
-    cosine_changed_at_most: queries for which the bound s_j − s_k <= ‖y‖ |n_j − n_k| leaves room for a flip.
-    robustness, robustness_closed: exact mean robustness to noise of `sigma` of the gallery as it was under Euclidean
-      distance, and closed; None without sigma. gain_error: standard error of their difference where they are the mean
-      over `robustness_queries` random queries instead of all, else 0. gaining: how many of these gain.
-    refusals: what is not promised, and why; one sentence each.
+    Attributes:
+      rule, alpha: what was done.
+      num_rows, num_queries: on how many it was checked.
+      gap_share: share of ‖g‖² that the rows move by at α = 1, for rules that are a shift of the rows; else None.
+      changed: queries whose answer differs, counted in float64 (equal rows count as one answer).
+      changed_float32: the same with rows, scalars and queries rounded to float32.
+      changed_at_most: queries whose clean margin, in squared distance, is at most `safe_margin`; >= `changed`.
+      safe_margin: every query, seen or not, whose nearest row is nearer by more than this keeps its answer.
+      rising: queries whose robustness to noise on the rows is provably higher than at α = 0 of the same rule, or None
+        where no theorem says so.
+      cosine_changed: queries whose cosine answer changes when the closed rows are re-normalised, or None where the
+        closed gallery is not a set of rows to be compared by cosine.
+      cosine_changed_at_most: queries for which the bound s_j − s_k <= ‖y‖ |n_j − n_k| leaves room for a flip.
+      sigma: standard deviation of the noise per coordinate, or None.
+      robustness, robustness_closed: exact mean robustness to noise of `sigma` of the gallery as it was under Euclidean
+        distance, and closed; None without sigma.
+      gain_error: standard error of their difference where they are means over `robustness_queries` random queries
+        instead of all; else 0.
+      robustness_queries: queries that the two means are taken over.
+      gaining: how many of these gain.
+      refusals: what is not promised, and why; one sentence each.
     """
 
     rule: str

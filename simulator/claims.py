@@ -22,8 +22,13 @@ Verdict = Literal["holds", "holds if", "refuted"]
 class Claim:
     """A statement on trial.
 
-    id: as in the theory ("C4"); statement: one sentence; source: paper and theorem, or "derived here";
-    assumes: what it needs; expected: verdict per row of the ledger, in the order that `judge` returns them.
+    Attributes:
+      id: as in the theory ("C4").
+      title: a few words.
+      statement: one sentence.
+      source: paper and theorem, or "derived here".
+      assumes: what the statement needs.
+      expected: verdict per row of the ledger, in the order that `judge` returns them.
     """
 
     id: str
@@ -38,18 +43,22 @@ class Claim:
 class Check:
     """One comparison of a prediction with a measurement.
 
-    kind: which error is taken, and so the unit of `tolerance`:
-      identity     max |measured − predicted| / max |predicted|; relative.
-      absolute     max |measured − predicted|; in the unit of the measurement. Counts (tolerance ½); limits that must be
-                   reached within a stated distance; one-sided statements, as their violation max(0, ·), predicted 0.
-      monte_carlo  max |measured − predicted| / standard_error; in standard errors.
-      slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
-      monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between neighbours
-                   (in `standard_error`s); `predicted` is +1 or −1 per step. Fails also when all values agree within it.
-    predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
-      of the steps [m − 1], and the values [m]).
-    standard_error: like `measured`, for monte_carlo and monotone.
-    at: the abscissa, for slope and monotone.
+    Attributes:
+      kind: which error is taken, and so the unit of `tolerance`:
+          identity     max |measured − predicted| / max |predicted|; relative.
+          absolute     max |measured − predicted|; in the unit of the measurement. Counts (tolerance ½); limits that
+                       must be reached within a stated distance; one-sided statements, as their violation max(0, ·),
+                       predicted 0.
+          monte_carlo  max |measured − predicted| / standard_error; in standard errors.
+          slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
+          monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between
+                       neighbours (in `standard_error`s); `predicted` is +1 or −1 per step. Fails also when all
+                       values agree within it.
+      predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
+        of the steps [m − 1], and the values [m]).
+      tolerance: largest error that passes, > 0.
+      standard_error: like `measured`, for monte_carlo and monotone.
+      at: the abscissa, for slope and monotone.
     """
 
     kind: Kind
@@ -110,12 +119,16 @@ class Check:
 class Row:
     """One line of a claim's judgement.
 
-    name: what is compared. test: the check. control: the same check under a near miss, which must fail.
-    outside: the same check where the assumption is broken; given, and failing while the test passes, the verdict is
-    "holds if".
-    condition: in words, what the row needs to hold, or what is the case instead where it is refuted.
-    effect: what was measured with its standard error and how large the effect is, from the data; a row that does not
-    simply hold must have one.
+    Attributes:
+      name: what is compared.
+      test: the check.
+      control: the same check under a near miss, which must fail.
+      control_name: the near miss in words.
+      outside: the same check where the assumption is broken; given, and failing while the test passes, the verdict is
+        "holds if".
+      condition: in words, what the row needs to hold, or what is the case instead where it is refuted.
+      effect: what was measured with its standard error and how large the effect is, from the data; a row that does not
+        simply hold must have one.
     """
 
     name: str

@@ -26,8 +26,13 @@ Mixing = Literal["linear", "mlp"]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "y", "labels", "index"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """n pairs: observations x [n, dim_x] and y [n, dim_y], labels [n] (cluster or class; −1 where there is
-    none) and index [n], the row of the data set (for free embeddings)."""
+    """n pairs, as `sample` draws them.
+
+    Attributes:
+      x, y: observations, [n, dim_x] and [n, dim_y].
+      labels: cluster or class, [n]; −1 where there is none.
+      index: row of the data set, [n] (for free embeddings).
+    """
 
     x: jax.Array
     y: jax.Array

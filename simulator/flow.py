@@ -43,6 +43,8 @@ def gradient_flow(
 ):
     """Integrate the gradient flow of free embeddings with classical Runge–Kutta (order 4, fixed step).
 
+    ẋ_k = −n ∂L/∂x_k, ẏ_i = −n ∂L/∂y_i, L the loss of `info_nce`; on the sphere their tangential parts.
+
     Args:
       x, y: rows at time times[0], [n, d] each; unit rows for sphere=True.
       times: increasing times at which the rows are returned [T], in units of the flow.

@@ -48,23 +48,24 @@ from simulator.validation import require_number, require_paired, require_same_wi
 class GapMeasures:
     """The scalars of `measure_gap`; NaN where one is not defined. x is the gallery, y the queries.
 
-    gap_norm: G = ‖μ_y − μ_x‖ (called L2M by Schrodi et al. 2025).
-    variance_along_gap_x, _y: v = mean of (ĝ·deviation)².
-    defect_ratio_x, _y: v over the mean variance per direction, trace(C)/d; 1 is isotropic, 0 orthogonal.
-    null_defect_ratio_x, _y: expected defect ratio when the other modality's mean is replaced by a random
-      vector of the same length (exact, no sampling): what "orthogonal" must be compared with.
-    span_fraction_x, _y: share of G² inside the span of the modality's top principal components, the
-      fewest that hold 90 % of its variance.
-    marginal_error_x, _y: mean |S/S̄ − 1| of the free marginals of the two softmaxes, S^x_k = Σ_i Q^x(k,i) and
-      S^y_i = Σ_k Q^y(k,i), S̄ their mean (1 for equal row counts); both 0 means doubly stochastic. Needs a temperature.
-    alignment: mean ‖x_i − y_i‖² over pairs.
-    uniformity_x, _y: log of the mean of exp(−2‖·−·‖²) over distinct rows.
-    recall_at_1_xy, _yx: share of rows of the first modality whose most similar row of the other is their
-      partner (xy: x asks, y answers; yx: y asks, the gallery answers).
-    effective_rank_x, _y: exp of the entropy of the normalised singular values of the centred rows.
-    separability: accuracy of the midpoint rule along ĝ, fitted on one half of the rows and judged on
-      the other, averaged over both ways.
-    rmg: relative modality gap, d⁺/(d⁺ + ½(d̄_xx + d̄_yy)) with d = (1 − cos)/2, pairs over off-diagonal means.
+    Attributes:
+      gap_norm: G = ‖μ_y − μ_x‖ (called L2M by Schrodi et al. 2025).
+      variance_along_gap_x, _y: v = mean of (ĝ·deviation)².
+      defect_ratio_x, _y: v over the mean variance per direction, trace(C)/d; 1 is isotropic, 0 orthogonal.
+      null_defect_ratio_x, _y: expected defect ratio when the other modality's mean is replaced by a random
+        vector of the same length (exact, no sampling): what "orthogonal" must be compared with.
+      span_fraction_x, _y: share of G² inside the span of the modality's top principal components, the
+        fewest that hold 90 % of its variance.
+      marginal_error_x, _y: mean |S/S̄ − 1| of the free marginals of the two softmaxes, S^x_k = Σ_i Q^x(k,i) and
+        S^y_i = Σ_k Q^y(k,i), S̄ their mean (1 for equal row counts); both 0 means doubly stochastic. Needs a temperature.
+      alignment: mean ‖x_i − y_i‖² over pairs.
+      uniformity_x, _y: log of the mean of exp(−2‖·−·‖²) over distinct rows.
+      recall_at_1_xy, _yx: share of rows of the first modality whose most similar row of the other is their
+        partner (xy: x asks, y answers; yx: y asks, the gallery answers).
+      effective_rank_x, _y: exp of the entropy of the normalised singular values of the centred rows.
+      separability: accuracy of the midpoint rule along ĝ, fitted on one half of the rows and judged on
+        the other, averaged over both ways.
+      rmg: relative modality gap, d⁺/(d⁺ + ½(d̄_xx + d̄_yy)) with d = (1 − cos)/2, pairs over off-diagonal means.
     """
 
     gap_norm: jax.Array

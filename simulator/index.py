@@ -26,7 +26,10 @@ class InnerProduct(NamedTuple):
     For a search engine by inner product (FAISS: `IndexFlatIP`), or a linear layer with a bias: its weights are
     `rows @ matrix.T` [K, d], its bias is `rows @ offset` [K]. The last column of `rows` is the bias column.
 
-    rows: [K, D + 1], D = d plus the number of exact scalars; matrix: [d, D + 1]; offset: [D + 1].
+    Attributes:
+      rows: [K, D + 1], D = d plus the number of exact scalars.
+      matrix: [d, D + 1].
+      offset: [D + 1].
     """
 
     rows: np.ndarray
@@ -52,8 +55,14 @@ class Index:
     the conventions of `simulator.robustness.scores`. The rows may be stored with noise or in low precision; `bias` and
     `exact` are the scalars per class that must stay exact.
 
-    rows: [K, d]; bias: [K]; centre: [d]; scoring: "sqeuclidean" or "dot"; query_map: [d, d] or None; axes: orthonormal
-    rows [r, d] or None, and exact: [K, r], for scoring "dot" alone.
+    Attributes:
+      rows: what is stored, [K, d].
+      bias: exact scalar of each row, [K].
+      centre: what is subtracted from a query, [d].
+      scoring: "sqeuclidean" or "dot".
+      query_map: M, [d, d], or None.
+      axes: U, orthonormal rows [r, d], or None; for scoring "dot" alone.
+      exact: further exact scalars of each row, along the axes, [K, r], or None.
     """
 
     rows: np.ndarray

@@ -46,17 +46,17 @@ class GapCloser:
     """Close the gap between a stored gallery and its queries, keeping the Euclidean nearest-neighbour decisions.
 
     With g = m − μ_x, m = mean(queries), μ_x = mean(gallery), and α from 0 (leave) over 1 (close) to more (overshoot):
-      "complement"   rows x_k + α g', g' = g − V Vᵀ g, V the leading `num_components` principal directions of the gallery.
-                     With all of them no decision changes; a full-rank gallery leaves nothing to move.
-      "soft"         rows x_k + α v, v = (I + penalty·C d/tr C)⁻¹ g, C the gallery's covariance: between the raw gap
-                     (penalty 0) and the complement (∞). Decisions may change.
-      "compensated"  rows x_k + α g and one exact scalar −2α⟨g, x_k⟩ added to the squared distance: no decision changes,
-                     for any gallery.
-      "centred"      score ⟨y − α m, x_k⟩ + b_k, b_k = α⟨m, x_k⟩ − ½‖x_k‖² exact: no decision changes; noise on the rows
-                     counts by ‖y − α m‖. `num_components` exact scalars more per class keep the scores along the
-                     queries' leading principal directions. α = 0 is inner product with the clean norms kept.
-      "optimal"      rows A⁻ᵀ(x_k − α μ_x), queries A(y − α m), A = B^{α/2} with B the best metric for noise in proportion
-                     to the stored power, scaled to the power of the gallery as it was: no decision changes.
+        "complement"   rows x_k + α g', g' = g − V Vᵀ g, V the leading `num_components` principal directions of the gallery.
+                       With all of them no decision changes; a full-rank gallery leaves nothing to move.
+        "soft"         rows x_k + α v, v = (I + penalty·C d/tr C)⁻¹ g, C the gallery's covariance: between the raw gap
+                       (penalty 0) and the complement (∞). Decisions may change.
+        "compensated"  rows x_k + α g and one exact scalar −2α⟨g, x_k⟩ added to the squared distance: no decision changes,
+                       for any gallery.
+        "centred"      score ⟨y − α m, x_k⟩ + b_k, b_k = α⟨m, x_k⟩ − ½‖x_k‖² exact: no decision changes; noise on the rows
+                       counts by ‖y − α m‖. `num_components` exact scalars more per class keep the scores along the
+                       queries' leading principal directions. α = 0 is inner product with the clean norms kept.
+        "optimal"      rows A⁻ᵀ(x_k − α μ_x), queries A(y − α m), A = B^{α/2} with B the best metric for noise in proportion
+                       to the stored power, scaled to the power of the gallery as it was: no decision changes.
 
     Args:
       rule: one of the above.
@@ -70,13 +70,15 @@ class GapCloser:
       shrinkage: of rule "optimal", 0 < shrinkage <= 1: both moments C become (1 − shrinkage) C + shrinkage tr(C)/d I, without
         which queries that were not fitted lose.
 
-    Attributes after `fit`:
-      gap_: g [d]. direction_: what α multiplies: g', v or g for the rows, m for the queries ("centred", "optimal").
-      alpha_: the number behind `alpha`. curve_: Curve for alpha="best", else None.
+    Attributes (after `fit`):
+      gap_: g, [d].
+      direction_: what α multiplies, [d]: g', v or g for the rows, m for the queries ("centred", "optimal").
+      alpha_: the number behind `alpha`.
+      curve_: (alpha, robustness) tried for alpha="best", else None.
       alpha_star_: [n], α at which each query is closest: ⟨y − μ_x, v⟩/‖v‖² for a shift v, ⟨y, m⟩/‖m‖² for "centred" (both
         without the exact directions); the robustness of a query rises on [0, α*_y] and falls after for "complement"
         and "centred". NaN where nothing moves, and for "optimal".
-      metric_: B [d, d] for "optimal", else None.
+      metric_: B, [d, d], for "optimal", else None.
 
     Source: "complement": Chowers et al. 2026, Sec. 4, Eq. 11; the others and α*_y derived here: theory.md N5–N7.
     """

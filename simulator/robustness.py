@@ -99,12 +99,13 @@ def _quantize(rows, bins, *, range):
 class Estimate(NamedTuple):
     """A Monte-Carlo estimate over draws of the noise, with the queries fixed.
 
-    mean: share of queries whose answer is the one without noise.
-    standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries), and
-      at least one decision in all draws; NaN for a single draw, 0 for quantisation, which draws nothing.
-    per_query: share of draws in which each query keeps its answer [n_queries].
-    accuracy: mean over draws of the share of queries answered with their label; NaN without labels.
-    clean_accuracy: the same without noise.
+    Attributes:
+      mean: share of queries whose answer is the one without noise.
+      standard_error: of `mean`, over the independent draws (one draw = one noisy gallery shared by all queries), and
+        at least one decision in all draws; NaN for a single draw, 0 for quantisation, which draws nothing.
+      per_query: share of draws in which each query keeps its answer [n_queries].
+      accuracy: mean over draws of the share of queries answered with their label; NaN without labels.
+      clean_accuracy: the same without noise.
     """
 
     mean: float

@@ -28,11 +28,12 @@ from simulator.store import describe_config, digest, require_named_functions
 class Run:
     """What `train` returns.
 
-    history: xarray.Dataset over `step` with every field of GapMeasures, `loss`, `temperature`, and the
-      vector `gap` [step, embed], all measured on the held-out pairs.
-    params: trained parameters, dict(x=..., y=...) of nnx states (and log_scale for a learned temperature).
-    x, y: final embeddings of the held-out pairs [eval_pairs, embed_dim].
-    labels: cluster or class of each held-out pair [eval_pairs], −1 where there is none.
+    Attributes:
+      history: xarray.Dataset over `step` with every field of GapMeasures, `loss`, `temperature`, and the
+        vector `gap` [step, embed], all measured on the held-out pairs.
+      params: trained parameters, dict(x=..., y=...) of nnx states (and log_scale for a learned temperature).
+      x, y: final embeddings of the held-out pairs [eval_pairs, embed_dim].
+      labels: cluster or class of each held-out pair [eval_pairs], −1 where there is none.
     """
 
     history: Any
