@@ -135,7 +135,7 @@ class Index:
         """The same decisions as plain inner products of D + 1 numbers.
 
         The clean norms become part of the exact scalar, so under noise on the stored rows this behaves as scoring
-        "dot": for a pure shift of the rows it is then the position of the *queries* that counts.
+        "dot": for a pure shift of the rows it is then the position of the queries that counts.
         """
         identity = np.eye(len(self.centre))
         if self.scoring == "sqeuclidean":
