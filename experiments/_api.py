@@ -52,7 +52,7 @@ the formula and what it assumes stand in the docstring itself.
 def api_page() -> str:
     """The whole page: every public name by group, then the predictions by topic."""
     parts = [INTRODUCTION]
-    parts += [f"[{title}](#{_anchor(title)})" for title in (*GROUPS, "Predictions")]
+    parts += [f"[{title}](#{anchor(title)})" for title in (*GROUPS, "Predictions")]
     parts[1:] = [" · ".join(parts[1:]) + "\n"]
     for title, names in GROUPS.items():
         parts.append(f"## {title}\n")
@@ -68,7 +68,7 @@ def api_page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 
 
-def _anchor(title: str) -> str:
+def anchor(title: str) -> str:
     """GitHub's name of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
@@ -226,6 +226,7 @@ def main(arguments: list[str]) -> None:
     (ROOT / "API.md").write_text(api_page())
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "main job", main_job_table())
+    text = with_verdicts(text)
     if "--ledger" in arguments:
         text = replaced(text, "ledger", ledger_excerpt())
     readme.write_text(text)
@@ -253,6 +254,23 @@ def main_job_table() -> str:
     shown = [line for line in lines if line[2] not in middle]
     header = gap_emergence.SUMMARY_HEADER
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *shown])
+
+
+def count_of_verdicts(name: str) -> str:
+    """The verdicts of a claim's stored measurement: "3 hold, 1 if, 1 refuted"."""
+    from experiments import _ledger
+    from simulator.store import load_dataset
+
+    (stem,) = _ledger.find((name,))
+    found = [row["verdict"] for row in _ledger.judge(stem, load_dataset(ROOT / "figures" / f"{stem}.nc"), 0.0)]
+    words = {"holds": "hold", "holds if": "if", "refuted": "refuted"}
+    return ", ".join(f"{found.count(verdict)} {word}" for verdict, word in words.items() if verdict in found)
+
+
+def with_verdicts(text: str) -> str:
+    """The README with the counts of verdicts in its table of claims."""
+    line = re.compile(r"^(\| (\w+) \|.*\| `gapsim verify \2` \| [^|]* \|)[^|]*(\|[^|]*\|)$", re.MULTILINE)
+    return line.sub(lambda found: f"{found[1]} {count_of_verdicts(found[2])} {found[3]}", text)
 
 
 def ledger_excerpt() -> str:
