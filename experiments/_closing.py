@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,7 +252,7 @@ def rounded(config, galleries) -> dict:
     )  # fmt: skip
 
 
-def _noise_model(kind: str, sigma: float, closer, gallery) -> sim.GaussianNoise:
+def _noise_model(kind: Any, sigma: float, closer, gallery) -> sim.GaussianNoise:
     return {
         "within the centred span": sim.GaussianNoise(sigma, within=gallery - gallery.mean(axis=0)[None, :]),
         "within the uncentred span": sim.GaussianNoise(sigma, within=gallery),
@@ -271,6 +273,6 @@ def untouched(config, galleries) -> dict:
         for j, kind in enumerate(kinds):
             noise = _noise_model(kind, sigma, closer, gallery)
             for k, alpha in enumerate(config.alphas):
-                moved, draws = closer.transform(gallery, alpha), dict(num_draws=config.num_paired_draws, key=key)
-                changes[j, k] += changed_decisions(gallery, moved, queries, noise=noise, **draws)
+                moved, draws = closer.transform(gallery, alpha), config.num_paired_draws
+                changes[j, k] += changed_decisions(gallery, moved, queries, noise=noise, num_draws=draws, key=key)
     return dict(paired_changes=(("noise", "alpha"), changes), paired_decisions=((), total))

@@ -111,7 +111,7 @@ def disputes(results: Path) -> list[dict[str, Any]]:
     sections = []
     for dispute in module.DISPUTES:
         missing = [stem for stem in dispute.stems if not (results / f"{stem}.nc").exists()]
-        about = dict(
+        about: dict[str, Any] = dict(
             id=f"dispute-{dispute.name}", question=dispute.question, claims=dispute.claims, missing=missing,
             caption=dispute.caption,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -160,7 +161,7 @@ def draw(data):
     """Gap, relative gap, temperature, recall and the largest coordinates against the scale of the private latents."""
     import matplotlib.pyplot as plt
 
-    layout = [["gap", "rmg", "temperature"], ["recall", "largest", "."]]
+    layout: list[Any] = [["gap", "rmg", "temperature"], ["recall", "largest", "."]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(_figures.TWO_COLUMNS, 4.0), layout="constrained")
     data, scale = data.transpose("setting", "seed", "scale"), data.scale.values
     labels = dict(gap="gap norm G", rmg="relative gap", temperature="temperature τ", recall="recall@1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -299,7 +300,7 @@ def draw(data):
     """The exact part above, the towers below."""
     import matplotlib.pyplot as plt
 
-    layout = [["family", "flow", "excess"], ["share", "swap", "schedule"]]
+    layout: list[Any] = [["family", "flow", "excess"], ["share", "swap", "schedule"]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(_figures.TWO_COLUMNS, 4.0), layout="constrained")
     axis = axes["family"]
     for i, temperature in enumerate(data.exact_temperature.values):

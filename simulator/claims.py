@@ -108,8 +108,9 @@ class Check:
             shift = times * self.tolerance * np.asarray(self.standard_error, float)
             return dataclasses.replace(self, predicted=predicted + shift)
         if self.kind == "monotone":
-            shuffled = np.random.default_rng(0).permutation(np.asarray(self.at))
-            if np.array_equal(shuffled, self.at):  # of two labels every other shuffle
+            at = np.asarray(self.at)
+            shuffled = np.random.default_rng(0).permutation(at)
+            if np.array_equal(shuffled, at):  # of two labels every other shuffle
                 shuffled = shuffled[::-1]
             return dataclasses.replace(self, at=shuffled)
         return dataclasses.replace(self, predicted=predicted + times * self.tolerance)
