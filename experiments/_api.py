@@ -19,6 +19,8 @@ from typing import Any
 
 import simulator as sim
 import simulator.theory
+from experiments import _ledger, gap_emergence
+from simulator.store import load_dataset
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {
@@ -226,7 +228,7 @@ def main(arguments: list[str]) -> None:
     (ROOT / "API.md").write_text(api_page())
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "main job", main_job_table())
-    text = with_verdicts(text)
+    text = replaced(with_verdicts(text), "reasons", reasons())
     if "--ledger" in arguments:
         text = replaced(text, "ledger", ledger_excerpt())
     readme.write_text(text)
@@ -246,9 +248,6 @@ def replaced(text: str, name: str, new: str) -> str:
 
 def main_job_table() -> str:
     """What `gapsim run` prints at the end, from the stored numbers, without the start in between."""
-    from experiments import gap_emergence
-    from simulator.store import load_dataset
-
     lines = gap_emergence.summary(load_dataset(ROOT / "figures" / "gap_emergence.nc"))
     middle = sorted({line[2] for line in lines}, key=lambda angle: float(angle.rstrip("°")))[1:-1]
     shown = [line for line in lines if line[2] not in middle]
@@ -257,14 +256,16 @@ def main_job_table() -> str:
 
 
 def count_of_verdicts(name: str) -> str:
-    """The verdicts of a claim's stored measurement: "3 hold, 1 if, 1 refuted"."""
-    from experiments import _ledger
-    from simulator.store import load_dataset
-
-    (stem,) = _ledger.find((name,))
-    found = [row["verdict"] for row in _ledger.judge(stem, load_dataset(ROOT / "figures" / f"{stem}.nc"), 0.0)]
-    words = {"holds": "hold", "holds if": "if", "refuted": "refuted"}
+    """The verdicts of a claim's stored measurement: "3 hold, 1 hold if, 1 refuted"."""
+    found = [row["verdict"] for row in _stored_rows(name)]
+    words = {"holds": "hold", "holds if": "hold if", "refuted": "refuted"}
     return ", ".join(f"{found.count(verdict)} {word}" for verdict, word in words.items() if verdict in found)
+
+
+def _stored_rows(name: str) -> list[dict[str, Any]]:
+    """The ledger of a claim from the stored numbers."""
+    (stem,) = _ledger.find((name,))
+    return _ledger.judge(stem, load_dataset(ROOT / "figures" / f"{stem}.nc"), 0.0)
 
 
 def with_verdicts(text: str) -> str:
@@ -273,10 +274,16 @@ def with_verdicts(text: str) -> str:
     return line.sub(lambda found: f"{found[1]} {count_of_verdicts(found[2])} {found[3]}", text)
 
 
+def reasons() -> str:
+    """What the ledger says under its table of a row that holds under a condition and of one that is refuted."""
+    lines = []
+    for name, verdict in (("C5", "holds if"), ("P11", "refuted")):
+        lines += [_ledger.reason(row) for row in _stored_rows(name) if row["verdict"] == verdict][:1]
+    return "```text\n" + "\n\n".join(textwrap.fill(line, 112) for line in lines) + "\n```"
+
+
 def ledger_excerpt() -> str:
     """The lines that `gapsim verify` prints for the example claim with small settings."""
-    from experiments import _ledger
-
     data, seconds = _ledger.run(EXAMPLE, quick=True, out=None)
     return f"```text\n{_ledger.ledger_table(_ledger.judge(EXAMPLE, data, seconds))}\n```"
 
