@@ -253,9 +253,9 @@ def _figures(command: Figures) -> int:
         for path in _figures.redraw(name, command.out):
             print(path)
     if not command.claims:
-        from experiments import _disputes
+        from experiments import _disputes, _story
 
-        for path in _disputes.draw_all(command.out):
+        for path in [*_disputes.draw_all(command.out), *_story.draw_all(command.out)]:
             print(path)
     return 0
 
