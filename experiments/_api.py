@@ -15,11 +15,12 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import simulator as sim
 import simulator.theory
-from experiments import _ledger, gap_emergence
+from experiments import _animation, _ledger, _story, gap_emergence
 from simulator.store import load_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,8 @@ GROUPS = {
 SECTION = re.compile(r"^(Args|Attributes|Attributes \(after `fit`\)|Returns|Raises|Assumes|Error|Source):(.*)$")
 ENTRY = re.compile(r"^([\w ,*]+?): (.*)$")
 MARKUP = re.compile(r"\*|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!])")
+STORY = "The story in one figure: two modalities on spheres, the gap, and closing it"
+ANIMATION = "Two modalities on spheres while they are trained, at a small and a large temperature"
 EXAMPLE = "robustness_monotone"  # the claim whose ledger the README explains
 INTRODUCTION = """\
 # API
@@ -229,6 +232,8 @@ def main(arguments: list[str]) -> None:
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "main job", main_job_table())
     text = replaced(with_verdicts(text), "reasons", reasons())
+    text = replaced(text, "story", shown(_story, "story.png", STORY))
+    text = replaced(text, "animation", shown(_animation, "emergence.gif", ANIMATION))
     if "--ledger" in arguments:
         text = replaced(text, "ledger", ledger_excerpt())
     readme.write_text(text)
@@ -260,6 +265,11 @@ def count_of_verdicts(name: str) -> str:
     found = [row["verdict"] for row in _stored_rows(name)]
     words = {"holds": "hold", "holds if": "hold if", "refuted": "refuted"}
     return ", ".join(f"{found.count(verdict)} {word}" for verdict, word in words.items() if verdict in found)
+
+
+def shown(module: ModuleType, file: str, words: str) -> str:
+    """A picture with the caption of the module that draws it."""
+    return f"![{words}](figures/{file})\n\n*{_escape(module.CAPTION)}*"
 
 
 def _stored_rows(name: str) -> list[dict[str, Any]]:

@@ -32,8 +32,8 @@ def draw(results: dict[str, Any]):
     """Two columns wide: spheres above, curves below."""
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(_figures.TWO_COLUMNS, HEIGHT), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.53))  # of the curves; the spheres have fixed places above
+    figure = plt.figure(figsize=(_figures.TWO_COLUMNS, HEIGHT))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.53))  # of the curves; the spheres have fixed places above
     axes = figure.subplots(1, 4, width_ratios=(1, 1, 1.05, 1.15))
     _emergence(*axes[:2], results["gap_emergence"])
     _robustness(axes[2], results["robustness_monotone"])

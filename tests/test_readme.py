@@ -140,6 +140,8 @@ def test_the_pages_are_those_of_the_code():
     wanted = "run `python -m experiments._api`"
     assert (ROOT / "API.md").read_text() == _api.api_page(), wanted
     assert _api.between(README, "main job") == _api.main_job_table(), wanted
+    assert _api.between(README, "story") == _api.shown(_api._story, "story.png", _api.STORY), wanted
+    assert _api.between(README, "animation") == _api.shown(_api._animation, "emergence.gif", _api.ANIMATION), wanted
     assert _api.between(README, "reasons") == _api.reasons(), wanted
     assert {name for names in _api.GROUPS.values() for name in names if "." not in name} == set(_api.sim.__all__)
     moved = float(load_dataset(ROOT / "figures" / "gap_closing.nc").moved_share.sel(kind="towers, K = 100"))
