@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,10 +162,10 @@ def animate(data, path: Path | str, *, seconds: float = 10.0, dpi: int = 100) ->
         for side, color, at in (("gallery", SIDE_COLORS[0], 0.02), ("queries", SIDE_COLORS[1], 0.12)):
             figure.text(at, 0.935, f"● {side}", color=color, fontsize=8)
         views = [view_of(*(data[m].isel(temperature=i, step=0).values for m in "xy")) for i in range(len(spheres))]
-        pace: Any = len(steps) / seconds  # Matplotlib declares a whole number and takes any
+        pace = max(1, round(len(steps) / seconds))  # pictures per second
         writer = PillowWriter(fps=pace)
         with whole_file(Path(path)) as draft, writer.saving(figure, str(draft), dpi):
-            for number in [*range(len(steps)), *[len(steps) - 1] * round(1.5 * pace)]:
+            for number in [*range(len(steps)), *[len(steps) - 1] * int(1.5 * pace)]:
                 here = data.isel(step=number)
                 for i, axis in enumerate(spheres):
                     axis.clear()

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import simulator as sim
 from experiments import _animation, _figures, _story
@@ -26,11 +26,7 @@ def quick(tmp_path_factory):
 
 def frames(path: Path) -> list[np.ndarray]:
     with Image.open(path) as image:
-        pictures = []
-        for number in range(image.n_frames):
-            image.seek(number)
-            pictures.append(np.asarray(image.convert("RGB"), float))
-        return pictures
+        return [np.asarray(frame.convert("RGB"), float) for frame in ImageSequence.Iterator(image)]
 
 
 def test_the_quick_form_writes_frames_that_differ_and_loop(quick):
@@ -49,7 +45,8 @@ def expected(x, y, temperature: float) -> dict[str, float]:
     logits = x @ y.T / temperature
     log_sums = np.log(np.exp(logits).sum(axis=0)), np.log(np.exp(logits).sum(axis=1))
     loss = 0.5 * (np.mean(log_sums[0]) + np.mean(log_sums[1])) - np.mean(np.diag(logits))
-    return dict(gap_norm=np.linalg.norm(sim.gap_vector(x, y)), compression=np.mean(along), loss=loss)
+    gap_norm = float(np.linalg.norm(sim.gap_vector(x, y)))
+    return dict(gap_norm=gap_norm, compression=float(np.mean(along)), loss=float(loss))
 
 
 def near_misses(x, y, temperature: float) -> dict[str, float]:
@@ -57,7 +54,7 @@ def near_misses(x, y, temperature: float) -> dict[str, float]:
     right, logits = expected(x, y, temperature), x @ y.T / temperature
     loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - np.diag(logits))
     distance = np.linalg.norm(y - x, axis=1).mean()
-    return dict(gap_norm=distance, compression=right["compression"] / 3, loss=loss)
+    return dict(gap_norm=float(distance), compression=right["compression"] / 3, loss=float(loss))
 
 
 @pytest.mark.parametrize("folder", [None, FIGURES], ids=["quick", "stored"])

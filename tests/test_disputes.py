@@ -1,6 +1,8 @@
 """The answers to the disputes: their numbers recomputed from the files, and taken back where the results say otherwise."""
 
 import re
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +11,7 @@ import pytest
 import xarray as xr
 from scipy.io import netcdf_file
 
-from experiments import _dispute_figures, _disputes, _figures, _ledger
+from experiments import _dispute_figures, _disputes, _figures, _ledger, _story
 from experiments.__main__ import main
 from simulator.store import load_dataset
 from tests import style_rules
@@ -30,18 +32,41 @@ def mean_and_error(values) -> tuple[float, float]:
     return sum(values) / len(values), (sum((values - values.mean()) ** 2) / (len(values) - 1) / len(values)) ** 0.5
 
 
+NUMBER = re.compile(r"\s*([\d.,]+(?:e-\d+)?)(?: ± ([\d.]+))?")
+
+
+def is_shown_as(text: str | None, value: float) -> bool:
+    """Whether the value is what is written, to the digits shown; nothing is written for an error of 0."""
+    if text is None:
+        return value == 0
+    text = text.rstrip(".,").replace(",", "")
+    unit = 10.0 ** int(text.partition("e")[2]) if "e" in text else 10.0 ** -len(text.partition(".")[2])
+    return abs(float(text) - value) <= 0.5001 * unit
+
+
 def assert_says(answer: str, before: str, mean: float, error: float = 0.0):
-    """The number that follows the words `before` is this mean, with this standard error, to the digits shown."""
-    number = re.compile(r"\s*([\d.,]+(?:e-\d+)?)(?: ± ([\d.]+))?")
-    assert before in answer, (before, answer)
-    said = number.match(answer[answer.index(before) + len(before) :])
-    for text, value in ((said[1], mean), (said[2], error)):
-        if text is None:
-            assert value == 0, (before, value)
-            continue
-        text = text.rstrip(".,").replace(",", "")
-        unit = 10.0 ** -len(text.partition(".")[2]) if "e" not in text else 10.0 ** int(text.partition("e")[2])
-        assert abs(float(text) - value) <= 0.5001 * unit, (before, text, value)
+    """The number that follows the words `before` is this mean, with this standard error."""
+    said = NUMBER.match(answer.partition(before)[2])
+    assert said, (before, answer)
+    assert is_shown_as(said[1], mean), (before, said[0], mean)
+    assert is_shown_as(said[2], error), (before, said[0], error)
+
+
+def test_a_wrong_number_is_not_what_is_said():
+    """Controls of the comparison above: the mean 1 % off, the error halved or left out, an exponent off by a third."""
+    said = "keep 54.7 ± 0.2 % at G ≤ 2e-06"
+    assert_says(said, "keep", 54.71, 0.2049)
+    assert_says(said, "≤", 1.66e-6)
+    wrong = [
+        ("keep", 54.71 * 1.01, 0.2049),
+        ("keep", 54.71, 0.2049 / 2),
+        ("keep", 54.71, 0.0),
+        ("≤", 2.66e-6),
+        ("% at", 1.0),
+    ]
+    for place in wrong:
+        with pytest.raises(AssertionError):
+            assert_says(said, *place)
 
 
 def test_every_dispute_names_known_claims_and_stored_results():
@@ -90,17 +115,12 @@ def test_numbers_of_optimum():
 def test_numbers_of_cone():
     said, shapes, same = ANSWERS["cone"], stored("collapse_controls"), stored("same_data_gap")
     gap = shapes["gap_norm"][0, :, :, :, -1]  # towers, at the end: [shape, angle, seed]
-    for before, place in (
-        ("90° apart end at G =", gap[0, -1]),
-        ("(isotropic) or", gap[1, -1]),
-        ("together at", gap[0, 0]),
-        (f"{gap[0, 0].mean():.3f} ± 0.004 or", gap[1, 0]),
-        ("more than chance (", shapes["chance"][0, 0, 0, :, -1]),
-        ("batches of 8 go from", same["widest_gap"][0, 0, :, 0]),
-        ("0.005 to", same["widest_gap"][0, 0, :, -1]),
-        ("at τ = 0.02 (to", same["widest_gap"][0, 1, :, -1]),
-    ):
-        assert_says(said, before, *mean_and_error(place))
+    places = [gap[0, -1], gap[1, -1], gap[0, 0], gap[1, 0], shapes["chance"][0, 0, 0, :, -1]]
+    places += [same["widest_gap"][0, setting, :, step] for setting, step in ((0, 0), (0, -1), (1, -1))]
+    means = [said for said in NUMBER.finditer(said) if said[2]]  # those with an error, in their order
+    for number, place in zip(means, places, strict=True):
+        mean, error = mean_and_error(place)
+        assert is_shown_as(number[1], mean) and is_shown_as(number[2], error), (number[0], mean, error)
 
 
 def binomial(changed: int, of: int) -> tuple[float, float]:
@@ -245,3 +265,14 @@ def test_the_command_draws_them_with_all_figures_but_not_with_one_claim(partly_s
     assert "dispute" not in capsys.readouterr().out
     assert main(["figures", "--out", str(partly_stored)]) == 0
     assert str(partly_stored / "dispute_cone.png") in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_stored_figures_are_those_of_the_stored_results(tmp_path):
+    """To the byte, where matplotlib and Pillow are the pinned ones."""
+    pins = (FIGURES.parent / "constraints" / f"py{sys.version_info[0]}{sys.version_info[1]}.txt").read_text()
+    for package in ("matplotlib", "pillow"):
+        if f"{package}=={version(package)}" not in pins:
+            pytest.skip(f"{package} {version(package)} is not the pinned one: other bytes are expected")
+    for path in [*_disputes.draw_all(tmp_path, FIGURES), *_story.draw_all(tmp_path, FIGURES)]:
+        assert path.read_bytes() == (FIGURES / path.name).read_bytes(), f"figures/{path.name}: run gapsim figures"
