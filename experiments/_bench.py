@@ -33,14 +33,16 @@ NAMES = dict(
 )  # fmt: skip
 OPPONENTS = dict(ratio_torch="torch_loop", ratio_jax="jax_loop", ratio_flax="flax_loop")
 Point = tuple[str, int, int, str, int]  # engine, n, replicas (of "sharded": devices), data, d
-# Rates of the machine: products of 2,048² matrices, passes and exponentials over what the second-level cache holds, messages
-# of one number and of 4 MB.
-MACHINE_POINTS: tuple[Point, ...] = tuple(
+# Rates of the machine: products of 2,048² matrices, exponentials of 2^17 numbers, messages of one number and of 4 MB, and
+# element-wise passes over arrays from 64 KiB, which a core's own cache holds, to 64 MiB, which none does.
+MATMUL, EXPONENTIALS, MESSAGE, MEGABYTES, *STREAMS = (
     (name, size, 1, "fixed", EMBED)
     for name, size in (
-        ("matmul", 2048), ("stream", 1 << 17), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20)
+        ("matmul", 2048), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20),
+        ("stream", 1 << 14), ("stream", 1 << 17), ("stream", 1 << 20), ("stream", 1 << 24),
     )
 )  # fmt: skip
+MACHINE_POINTS: tuple[Point, ...] = (MATMUL, EXPONENTIALS, MESSAGE, MEGABYTES, *STREAMS)
 FIRST_RESULT: Point = ("first_result", 64, 64, "fixed", EMBED)
 
 
@@ -110,7 +112,7 @@ def _has_torch() -> bool:
 
 def _rows(rates, peaks) -> list[dict[str, Any]]:
     """Medians with the lowest and highest round; ratios are taken round by round, and their median is given."""
-    ceiling = np.median(rates[MACHINE_POINTS[0]])
+    ceiling = np.median(rates[MATMUL])
     rows = []
     for point, values in rates.items():
         if point in (*MACHINE_POINTS, FIRST_RESULT):
@@ -145,13 +147,12 @@ def _summary(rates) -> dict[str, Any]:
     }
     cores = len(os.sched_getaffinity(0))
     rate = lambda point: float(np.median(by[point]))  # noqa: E731
-    products, stream, exponentials, small, large = map(rate, MACHINE_POINTS)
     machine = Machine(
-        "one core, measured", products / cores, stream / cores, exponentials / cores,
-        4.0 * MACHINE_POINTS[-1][1] / (1 / large - 1 / small), 1 / small,
+        "one core, measured", rate(MATMUL) / cores, tuple((4.0 * p[1], rate(p) / cores) for p in STREAMS),
+        rate(EXPONENTIALS) / cores, 4.0 * MEGABYTES[1] / (1 / rate(MEGABYTES) - 1 / rate(MESSAGE)), 1 / rate(MESSAGE),
     )  # fmt: skip
     return dict(
-        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, matmul_flops=spread(by[MACHINE_POINTS[0]]),
+        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, matmul_flops=spread(by[MATMUL]),
         cores=cores, machine=dataclasses.asdict(machine),
     )  # fmt: skip
 

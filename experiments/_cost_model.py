@@ -1,9 +1,10 @@
 """What a step of training costs, counted; and how long that takes on a machine with given rates.
 
-    seconds = F/R + B/W + E/X + S/L + M λ,
+    seconds = F/R + Σ B/W + E/X + S/L + M λ,
 
 F matrix-product operations, B bytes of element-wise passes, E exponentials, S bytes sent and M messages of one device in
 one step, by the rates of a device: R FLOP/s, W bytes/s, X exponentials/s, L bytes/s of its link, λ seconds per message.
+W depends on the size of the arrays that are passed over, for caches are faster than memory.
 Nothing is fitted: the rates are measured by `experiments._bench_machine`, or come from a data sheet. No overlap of
 sending and computing is assumed.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from experiments import _figures
 from experiments._bench_worker import DIM_X, DIM_Y, EMBED, WIDTH
+from simulator.partition import ROWS_AT_ONCE
 
 CAPTION = (
     "The cost model. (a) Replica-steps per second, measured against predicted from counted operations and the machine's "
@@ -30,11 +32,15 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Rates of one device, in single precision: products, element-wise passes, exponentials, link; latency in seconds."""
+    """Rates of one device, in single precision: products, element-wise passes, exponentials, link; latency in seconds.
+
+    stream: pairs (bytes of an array, bytes per second of passes over such arrays), by size; between them the rate is
+      interpolated in the logarithm of the size.
+    """
 
     name: str
     flops: float
-    stream: float
+    stream: tuple[tuple[float, float], ...]
     exponentials: float
     link: float
     latency: float
@@ -43,15 +49,18 @@ class Machine:
 # NVIDIA's data sheet of the A100 (40 GB, 2020): 19.5 TFLOP/s in float32, 1,555 GB/s; HDR InfiniBand: 200 Gbit/s. Its
 # exponentials at a quarter of its multiply-adds (CUDA C++ programming guide, throughput of native arithmetic); 10 µs per
 # message, a usual value for collectives between nodes. Not measured here.
-A100 = Machine("A100, data sheet", 19.5e12, 1555e9, 19.5e12 / 2 / 4, 25e9, 1e-5)
+A100 = Machine("A100, data sheet", 19.5e12, ((1.0, 1555e9),), 19.5e12 / 2 / 4, 25e9, 1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One device, one step: operations of matrix products, bytes of element-wise passes, exponentials, bytes sent, messages."""
+    """One device, one step: operations of matrix products, element-wise passes, exponentials, bytes sent, messages.
+
+    passes: pairs (bytes of an array, bytes read and written in all by passes over such arrays).
+    """
 
     flops: float
-    bytes: float
+    passes: tuple[tuple[float, float], ...]
     exponentials: float
     sent: float = 0.0
     messages: float = 0.0
@@ -75,12 +84,23 @@ def tower_flops(n: int, embed_dim: int = EMBED) -> float:
 def step_cost(n: int, embed_dim: int = EMBED) -> Cost:
     """A replica on a device of its own, with the dense loss: three products of n × n × d and one exponential per logit.
 
-    Passes over memory, each 4 bytes per number: 10 of the parameters (Adam), 12 of the hidden activations of a tower
-    (bias, ReLU and their gradients), 20 of its embeddings (normalisation and its gradient), 6 of the logits.
+    Passes, each 4 bytes per number: 10 over the parameters (Adam), 12 over the hidden activations of a tower (bias, ReLU
+    and their gradients), 20 over its embeddings (normalisation and its gradient), 6 over the logits: 4 of them over a
+    block of ROWS_AT_ONCE rows while it is at hand, 2 over the whole matrix (written for the sums, read for the slopes).
     """
     flops = tower_flops(n, embed_dim) + 3 * 2.0 * n * n * embed_dim
-    moved = 4.0 * (10 * parameters(embed_dim) + 12 * n * WIDTH + 20 * n * embed_dim + 6 * n * n)
-    return Cost(flops, moved, float(n * n))
+    passes = (*_tower_passes(n, embed_dim), _passes(min(n, ROWS_AT_ONCE) * n, 4 * n * n), _passes(n * n, 2 * n * n))
+    return Cost(flops, passes, float(n * n))
+
+
+def _tower_passes(rows: float, embed_dim: int) -> tuple[tuple[float, float], ...]:
+    counts = ((parameters(embed_dim), 10), (rows * WIDTH, 12), (rows * embed_dim, 20))
+    return tuple(_passes(size, times * size) for size, times in counts)
+
+
+def _passes(size: float, numbers: float) -> tuple[float, float]:
+    """(bytes of an array of `size` numbers, bytes of `numbers` of them read or written), in single precision."""
+    return 4.0 * size, 4.0 * numbers
 
 
 def sharded_cost(n: int, embed_dim: int = EMBED, *, shards: int) -> Cost:
@@ -90,18 +110,21 @@ def sharded_cost(n: int, embed_dim: int = EMBED, *, shards: int) -> Cost:
     Sent by a device: n (3 d + 2) numbers, whatever `shards` is, in 5 · shards messages; and 2 (1 − 1/shards) · parameters
     in 2 (shards − 1) messages for the gradients.
     """
+    rows = n / shards
     flops = (tower_flops(n, embed_dim) + 4 * 2.0 * n * n * embed_dim) / shards
-    activations = (12 * n * WIDTH + 20 * n * embed_dim + 14 * n * n) / shards
     sent = messages = 0.0
     if shards > 1:
         sent = 4.0 * (n * (3 * embed_dim + 2) + 2 * (1 - 1 / shards) * parameters(embed_dim))
         messages = 5.0 * shards + 2 * (shards - 1)
-    return Cost(flops, 4.0 * (10 * parameters(embed_dim) + activations), 4.0 * n * n / shards, sent, messages)
+    passes = (*_tower_passes(rows, embed_dim), _passes(min(rows, ROWS_AT_ONCE) * rows, 14 * n * rows))
+    return Cost(flops, passes, 4.0 * n * rows, sent, messages)
 
 
 def seconds(cost: Cost, machine: Machine) -> float:
     """Time of one step on every device."""
-    computing = cost.flops / machine.flops + cost.bytes / machine.stream + cost.exponentials / machine.exponentials
+    sizes, rates = np.array(machine.stream).T
+    passing = sum(moved / np.interp(np.log(size), np.log(sizes), rates) for size, moved in cost.passes)
+    computing = cost.flops / machine.flops + passing + cost.exponentials / machine.exponentials
     return computing + cost.sent / machine.link + cost.messages * machine.latency
 
 

@@ -99,7 +99,7 @@ def _permuted(jaxpr) -> list[int]:
 
 
 def test_a_large_batch_is_sent_as_long_as_it_is_computed_at_the_useful_number_of_devices():
-    machine = Machine("example", 2e13, 1e18, 1e18, 5e10, 0.0)
+    machine = Machine("example", 2e13, ((1.0, 1e18),), 1e18, 5e10, 0.0)
     n, d = 1_000_000, 512
     shards = most_useful_shards(n, machine)
     cost = sharded_cost(n, d, shards=round(shards))
@@ -125,8 +125,9 @@ def test_the_model_meets_every_measured_point_within_a_quarter():
 
 
 def test_seconds_add_up():
-    machine = Machine("example", 2.0, 4.0, 5.0, 8.0, 0.5)
-    assert seconds(_cost_model.Cost(2.0, 4.0, 5.0, 8.0, 2.0), machine) == 1 + 1 + 1 + 1 + 1
+    machine = Machine("example", 2.0, ((1.0, 4.0), (100.0, 2.0)), 5.0, 8.0, 0.5)
+    cost = _cost_model.Cost(2.0, ((0.5, 4.0), (10.0, 3.0), (1000.0, 2.0)), 5.0, 8.0, 2.0)
+    assert seconds(cost, machine) == pytest.approx(1 + (1 + 1 + 1) + 1 + 1 + 1)
 
 
 def test_info_nce_of_the_plain_step_is_the_one_of_the_library(rng):
