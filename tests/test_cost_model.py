@@ -108,6 +108,8 @@ def test_a_large_batch_is_sent_as_long_as_it_is_computed_at_the_useful_number_of
 
 
 def test_the_model_meets_every_measured_point_within_a_quarter():
+    if not STORED.exists():
+        pytest.skip("figures/performance.nc is not stored; `gapsim bench` makes it")
     data = load_dataset(STORED)
     points = _cost_model.measured_points(data)
     assert len(points) >= 10 and {p["engine"] for p in points} == {"gapsim", "one_core", "sharded"}
