@@ -235,15 +235,15 @@ def _accuracy_sentence(results: Results) -> str:
     closing, monotone, real = (results[s] for s in ("gap_closing", "robustness_monotone", "real_embeddings"))
     total, whole = closing.clean_decisions.values, closing.sel(alpha=1.0)
     by_gap = [share(part / n, int(n)) for part, n in zip(whole.changed_by_gap.values, total, strict=True)]
-    accuracy = monotone.clean_accuracy
+    accuracy = [float(monotone.clean_accuracy.sel(alpha=a)[0]) for a in (0.0, 1.0)]
     scalars = results["compensated_closing"].changed
     raw, top = (float(real["trade_off_top r"][i, 0]) for i in (WHOLE_GAP, TOP_300))
     return (
         f"Not if only what is orthogonal to the gallery is moved: g' changed "
         f"{int(closing.changed.sel(components='all').sum())} of {int(total.sum()):,} decisions at each of "
-        f"{closing.sizes['alpha']} α (accuracy of ten tower classes {float(accuracy[0, 0]):.3f} → {float(accuracy.sel(alpha=1.0)[0]):.3f}), and with "
+        f"{closing.sizes['alpha']} α (accuracy of ten tower classes {accuracy[0]:.3f} → {accuracy[-1]:.3f}), and with "
         f"one exact scalar per class any shift will do ({int(scalars.sum())} changed). Moving by the raw gap costs: it changed "
-        f"{by_gap[0]}, {by_gap[1]} and {by_gap[2]} of decisions on trained galleries and {share(raw, CLIP_QUERIES)} on CLIP "
+        f"{', '.join(by_gap)} of decisions on trained galleries and {share(raw, CLIP_QUERIES)} on CLIP "
         f"with 500 classes, and {share(top, CLIP_QUERIES)} there if only the top 300 principal directions are spared."
     )
 

@@ -12,16 +12,16 @@ from experiments._animation import LINES, SIDE_COLORS, draw_sphere, view_of
 
 STEMS = ("emergence", "gap_emergence", "robustness_monotone", "real_embeddings")
 CAPTION = (
-    "Above: one run of towers with three outputs, trained from two cones at a right angle. Within some sixty steps both "
-    "modalities lie on circles around the gap vector (arrow); later the gap is still there at τ = 0.01 and closed at τ = 0.1 (in "
-    "so few dimensions it closes in the end at 0.01 too). "
-    "(a, b) The same in 32 dimensions: gap norm, and variance along the gap over the mean direction's (dashed: for a random "
-    "mean of equal length); bands: ± 2 standard errors over seeds. (c) Closing the gap of trained towers (α = 1) buys "
-    "robustness to noise on the gallery and changes no clean decision; lines exact, nothing fitted, points measured, ± 4 "
-    "standard errors over draws; beyond closure it is lost again, and noise on the queries is not affected (grey, dotted, σ = "
-    "0.09). (d) The same on CLIP (10 and 500 captions, COCO's 80 and ImageNet's 1,000 class prompts, σ² = 0.0005; grey: the gap open): "
-    "where the classes leave nothing orthogonal to move, one exact scalar per class still buys it, with no decision changed. "
-    "Bars: exact, or ± 2 standard errors over draws."
+    "Above: one run of towers with three outputs, trained from two cones at a right angle. Within some sixty steps "
+    "both modalities lie on circles around the gap vector (arrow); later the gap is still there at τ = 0.01 and "
+    "closed at τ = 0.1 (in so few dimensions it closes in the end at 0.01 too). (a, b) The same in 32 dimensions: gap"
+    " norm, and variance along the gap over the mean direction's (dashed: for a random mean of equal length); bands: "
+    "± 2 standard errors over seeds. (c) Closing the gap of trained towers (α = 1) buys robustness to noise on the "
+    "gallery and changes no clean decision; lines exact, nothing fitted, points measured, ± 4 standard errors over "
+    "draws; beyond closure it is lost again, and noise on the queries is not affected (grey, dotted, σ = 0.09). (d) "
+    "The same on CLIP (10 and 500 captions, COCO's 80 and ImageNet's 1,000 class prompts, σ² = 0.0005; grey: the gap "
+    "open): where the classes leave nothing orthogonal to move, one exact scalar per class still buys it, with no "
+    "decision changed. Bars: exact, or ± 2 standard errors over draws."
 )
 TEMPERATURES = (LINES[0], _figures.COLORS[3], LINES[1])  # small to large, as on the spheres
 RULES = {"as it is": "open", "complement": "closed along g'", "centred": "one scalar per class"}

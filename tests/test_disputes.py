@@ -181,6 +181,11 @@ def reverse(data, name, axis):
     data[name].values[...] = np.flip(data[name].values.copy(), data[name].get_axis_num(axis))
 
 
+def roll(array, places):
+    """Shift the values along the last axis."""
+    array.values[...] = np.roll(array.values.copy(), places, axis=-1)
+
+
 def _swap_rows(results, stem, name, axis, i, j):
     values = results[stem][name].values
     moved = np.moveaxis(values, results[stem][name].get_axis_num(axis), 0)
@@ -200,7 +205,7 @@ BROKEN = {
     "accuracy: scalars and near misses exchanged": ("accuracy", lambda r: swapped(*(r["compensated_closing"][n] for n in ("changed", "missed")))),
     "accuracy: a rule that changes one decision": ("accuracy", lambda r: r["real_embeddings"].rule_changed.values.__setitem__((0, 0), 1)),
     "robustness: gallery and queries exchanged": ("robustness", lambda r: _swap_rows(r, "gap_closing", "paired_changes", "noise", 0, -1)),
-    "robustness: α permuted": ("robustness", lambda r: r["robustness_monotone"].measured.values.__setitem__(..., np.roll(r["robustness_monotone"].measured.values, 4, axis=2))),
+    "robustness: α permuted": ("robustness", lambda r: roll(r["robustness_monotone"].measured, 4)),
 }  # fmt: skip
 
 
