@@ -60,6 +60,21 @@ def test_a_stored_figure_is_redrawn_to_the_byte(name, tmp_path):
         assert path.read_bytes() == (STORED / path.name).read_bytes(), f"figures/{path.name}: gapsim figures {name}"
 
 
+@pytest.mark.parametrize("options", [dict(paired=True), dict(sigma=0.1, subset=30)], ids=["paired", "noise"])
+def test_the_page_on_ones_own_embeddings_keeps_what_applies(options, tmp_path, rng):
+    """Its size is a sheet of paper, its caption its own summary; its table names fields as the JSON file does."""
+    files = [tmp_path / f"{name}.npy" for name in "xy"]
+    for shift, rows, file in zip((0.0, 1.0), (64 if "paired" in options else 5, 64), files, strict=True):
+        np.save(file, rng.normal(size=(rows, 6)) + shift)
+    with plt.style.context(_figures.STYLE):
+        figure = _page.draw(_diagnose.diagnose(*files, **options))
+        figure.draw_without_rendering()
+        rules = ("has_fonts", "has_palette", "has_no_junk", "fits", "has_clear_legends")
+        found = [words for rule in rules for words in getattr(style_rules, rule)(figure)]
+    plt.close(figure)
+    assert not found, "\n".join(found)
+
+
 CAPTION = "(a, b) Means over 8 seeds and 1,000 draws; bars and bands: ± 2 standard errors over 8 seeds; grey, dashed: the control."
 
 
