@@ -37,7 +37,7 @@ CAPTION = (
     "depends on the starting angle (± 2 standard errors over four seeds), and (c) all at the least loss (the largest of "
     "the seeds). Towers trained on a fixed set with wrong pairs, measured on right ones: gap against (d) the share of wrong "
     "pairs, from two cones apart and together; (e) the chance per step that a pair changes sides; (f) the temperature at "
-    "which a schedule ends. Bars: ± 2 standard errors over 8 seeds; dashed grey: labels shuffled within seeds (control)."
+    "which a schedule ends. Bars: ± 2 standard errors over 12 seeds; dashed grey: labels shuffled within seeds (control)."
 )
 
 

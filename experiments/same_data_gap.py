@@ -30,7 +30,7 @@ CAPTION = (
     "without cones at a small and a large temperature, and from two cones. (b, c) The gap at the end without "
     "cones at the small temperature, against the batch size at equal numbers of steps (solid) and of pairs seen (dotted), "
     "and against the dimension. Grey, dashed: labels shuffled within seeds (control). Bars and bands: ± 2 standard errors "
-    "over 12 seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
+    "over 16 seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
 )
 # A mean of the raw outputs of a hundredth of their spread is no cone, and both means point the same way.
 SETTINGS = ("no cone, small τ", "no cone, large τ", "two cones, small τ")
