@@ -6,25 +6,27 @@ and no script.
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from experiments import _ledger
+from experiments import _figures, _ledger
 from experiments._report_figures import draw_svg
 from experiments._report_text import set_number, set_text
 
-# (result, module with draw and CAPTION, title, command): what is measured beside the claims.
-EXTRAS = (
-    ("real_embeddings", "_real_page", "Closing the gap of real embeddings", "python -m experiments._real_embeddings FOLDER"),
-    ("performance", "_bench", "Speed of the engine", "gapsim bench"),
-    ("performance", "_cost_model", "What a step costs, and on other machines", "gapsim bench"),
-)  # fmt: skip
+# Figures that belong to no claim: title and command.
+EXTRAS = dict(
+    real_embeddings=("Closing the gap of real embeddings", "python -m experiments._real_embeddings FOLDER"),
+    performance=("Speed of the engine", "gapsim bench"),
+    cost_model=("What a step costs, and on other machines", "gapsim bench"),
+)
 VERDICTS = {"holds": "●", "holds if": "◐", "refuted": "✕"}  # a shape for each, for those who do not see colours
 PAGE = "index.html"
 # What the error of each kind of check is measured in, and what its tolerance means.
@@ -53,10 +55,39 @@ def build(results: Path, out: Path) -> Path:
             f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out {results}` first, or name the "
             "folder that holds them with --results"
         )
-    page = render([claim_section(stem, results) for stem in stems], disputes(results), extras(results))
+    page = render(*_sections(stems, results))
     with whole_file(out / PAGE) as draft:
         draft.write_text(page, encoding="utf-8")
     return out / PAGE
+
+
+def _sections(stems: list[str], results: Path) -> list[list[dict[str, Any]]]:
+    """Claims, disputes and what is beside them, drawn on all cores where much is stored."""
+    from experiments._disputes import DISPUTES
+
+    groups = (
+        [(claim_section, stem, results) for stem in stems],
+        [(dispute_section, dispute.name, results) for dispute in DISPUTES],
+        [(extra_section, name, results) for name in EXTRAS if _extra_is_stored(name, results)],
+    )
+    tasks = [task for group in groups for task in group]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or sum((results / f"{stem}.nc").exists() for stem in stems) < 8:  # starting a process takes seconds
+        done = iter([_call(task) for task in tasks])
+    else:
+        # Not forked: JAX may be in use.
+        with ProcessPoolExecutor(min(cores, 8), get_context("spawn")) as pool:
+            try:
+                done = iter(list(pool.map(_call, tasks)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return [[next(done) for _ in group] for group in groups]
+
+
+def _call(task):
+    function, name, results = task
+    return function(name, results)
 
 
 def claim_section(stem: str, results: Path) -> dict[str, Any]:
@@ -81,48 +112,42 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
     return section | _from(path, read, f"gapsim verify {claim.id} --out {results}")
 
 
-def extras(results: Path) -> list[dict[str, Any]]:
-    """Sections of what is stored beside the claims."""
+def extra_section(name: str, results: Path) -> dict[str, Any]:
+    """What the page says of something that is stored beside the claims."""
     from simulator.store import load_dataset
 
-    sections = []
-    for stem, name, title, command in EXTRAS:
-        path = results / f"{stem}.nc"
-        if not path.exists():
-            continue
-        module = importlib.import_module(f"experiments.{name}")
+    (title, command), (module, stem) = EXTRAS[name], _figures.source(name)
+    about: dict[str, Any] = dict(id=f"beside-{name}", stem=stem, title=title, caption=module.CAPTION, command=command)
 
-        def read(module=module, path=path, name=name, title=title):
-            data = load_dataset(path)
-            figure = draw_svg(module.draw, data, f"x{name}", f"Figure: {title}")
-            return dict(figure=figure, provenance=_provenance(data.attrs))
+    def read():
+        data = load_dataset(results / f"{stem}.nc")
+        figure = draw_svg(module.draw, data, about["id"], f"Figure: {title}")
+        return dict(figure=figure, provenance=_provenance(data.attrs))
 
-        about = dict(id=f"extra{name}", stem=stem, title=title, caption=module.CAPTION, command=command)
-        sections.append(about | _from(path, read, command))
-    return sections
+    return about | _from(results / f"{stem}.nc", read, command)
 
 
-def disputes(results: Path) -> list[dict[str, Any]]:
-    """What the field argues about, each answered from the stored results that it rests on."""
-    try:
-        module = importlib.import_module("experiments._disputes")
-    except ModuleNotFoundError:
-        return []
-    sections = []
-    for dispute in module.DISPUTES:
-        missing = [stem for stem in dispute.stems if not (results / f"{stem}.nc").exists()]
-        about: dict[str, Any] = dict(
-            id=f"dispute-{dispute.name}", question=dispute.question, claims=dispute.claims, missing=missing,
-            caption=dispute.caption,
-        )  # fmt: skip
+def _extra_is_stored(name: str, results: Path) -> bool:
+    return (results / f"{_figures.source(name)[1]}.nc").exists()
 
-        def read(dispute=dispute, about=about):
-            figure = draw_svg(dispute.draw, results, about["id"], f"Figure: {dispute.question}")
-            return dict(answer=dispute.answer(results), figure=figure)
 
-        command = f"gapsim verify {' '.join(dispute.stems)} --out {results}"
-        sections.append(about | ({} if missing else _from(results, read, command)))
-    return sections
+def dispute_section(name: str, results: Path) -> dict[str, Any]:
+    """A question of the field, answered from the stored results that it rests on."""
+    from experiments._disputes import DISPUTES
+
+    (dispute,) = (dispute for dispute in DISPUTES if dispute.name == name)
+    missing = [stem for stem in dispute.stems if not (results / f"{stem}.nc").exists()]
+    about: dict[str, Any] = dict(
+        id=f"dispute-{name}", question=dispute.question, claims=dispute.claims, missing=missing, caption=dispute.caption
+    )
+    if missing:
+        return about
+
+    def read():
+        figure = draw_svg(dispute.draw, results, about["id"], f"Figure: {dispute.question}")
+        return dict(answer=dispute.answer(results), figure=figure)
+
+    return about | _from(results, read, f"gapsim verify {' '.join(dispute.claims)} --out {results}")
 
 
 def _from(path: Path, read: Callable[[], dict[str, Any]], command: str) -> dict[str, Any]:

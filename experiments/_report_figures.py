@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments._figures import STYLE
+from experiments._figures import ONE_COLUMN, STYLE
 
 _SPACE, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 _GROUP, _DEFS, _STYLE, _META, _TEXT, _SPAN = (
@@ -35,23 +35,24 @@ def draw_svg(draw: Callable[[Any], Any], data: Any, prefix: str, title: str) -> 
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.image_inline": True, "savefig.dpi": 150}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.image_inline": True, "figure.dpi": 150}
     with plt.style.context(STYLE), plt.rc_context(settings):
         figure = draw(data)
-        for artist in figure.findobj(lambda artist: _points(artist) > _MOST_POINTS):
-            artist.set_rasterized(True)
+        for artist in (artist for axis in figure.axes for artist in (*axis.collections, *axis.lines)):
+            if _points(artist) > _MOST_POINTS:
+                artist.set_rasterized(True)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=dict(Date=None, Creator=None, Format=None, Type=None))
+        # Not savefig, which draws twice: once for the layout that this one draws with as well.
+        FigureCanvasSVG(figure).print_svg(text, metadata=dict(Date=None, Creator=None, Format=None, Type=None))
         plt.close(figure)
     return compact_svg(text.getvalue(), prefix, title)
 
 
 def _points(artist) -> int:
-    """How many points an artist is made of, as far as that is known before drawing."""
-    if hasattr(artist, "get_offsets"):
-        return len(artist.get_offsets())
-    return len(artist.get_xdata()) if hasattr(artist, "get_xdata") else 0
+    """How many points a line or a collection is made of."""
+    return len(artist.get_offsets() if hasattr(artist, "get_offsets") else artist.get_xdata())
 
 
 def compact_svg(text: str, prefix: str, title: str) -> Markup:
@@ -68,14 +69,16 @@ def compact_svg(text: str, prefix: str, title: str) -> Markup:
     for element in root.iter():
         _tidy(element, names, styles, prefix)
     _unwrap(root)
-    width, height = (float(root.attrib.pop(name).removesuffix("pt")) for name in ("width", "height"))
+    width = float(root.attrib.pop("width").removesuffix("pt"))
+    del root.attrib["height"]
     root.attrib.pop("version", None)
     root.attrib |= {
         "role": "img",
         "aria-label": title,
         "font-family": _FONTS,
         "stroke-linejoin": "round",
-        "style": f"--width:{width:.0f};--height:{height:.0f}",
+        "style": f"--width:{width:.0f}",
+        "class": "wide" if width > 72 * ONE_COLUMN + 1 else "narrow",
     }
     sheet = ElementTree.Element(_STYLE)
     sheet.text = "".join(f".{name}{{{style}}}" for style, name in styles.items())

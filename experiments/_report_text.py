@@ -9,8 +9,11 @@ from collections.abc import Collection
 from markupsafe import Markup, escape
 
 _GREEK = "αβγδεζηθικλμνξπρςστυφχψω"
-# Spaces at which a line should not be broken: between the letters of a formula, and after the name of a function.
-_TIED = re.compile(r"(?<=</i>) (?=<i>)|(?<=</su[bp]>) (?=<i>)|(?<=cos|sin|log|min|max) (?=<i>)|(?<=ln|tr) (?=<i>)")
+# Where a line should not be broken: between the letters of a formula, after the name of a function, at = and ±.
+_TIED = re.compile(
+    r"(?<=</i>) (?=<i>)|(?<=</su[bp]>) (?=<i>)|(?<=cos|sin|log|min|max) (?=<i>)|(?<=ln|tr) (?=<i>)"
+    r"|(?<=>) (?:[=≥≤≠≪≫]|&[lg]t;) (?=[\d−<])|(?<=\d) ± (?=\d)|(?<=\d) (?=%)"
+)
 _SIGNS = {">=": "≥", "<=": "≤", "->": "→"}
 # The first alternative that matches is taken, so what is longer or rarer comes first.
 _TOKEN = re.compile(
@@ -24,7 +27,7 @@ _TOKEN = re.compile(
   | (?<=\S)(?P<script>[_^])(?:\{{(?P<braces>[^{{}}]*)\}} | (?P<token>[−+-]?\d+(?:/\d+)?|[A-Za-z{_GREEK}]+\d*|½))
   | (?<=\S)\^\((?P<brackets>[^()]*)\)                              # s^(−1/κ)
   | (?P<sign>>=|<=|->)
-  | (?<!\w)(?P<panel>\([a-g](?:,\ [a-g])*\))                       # (a), (a, b): parts of a figure, no variables
+  | (?<!\w)(?P<panel>\([a-j](?:,\ [a-j])*\))                       # (a), (a, b): parts of a figure, no variables
   | (?P<label>Fig\.\ \d[a-z])
   | (?<![A-Za-z'’.])(?<![A-Za-z]-)(?P<variable>[B-Zb-z] | [Aa](?=[_^/=+−²⁻ᵀ*(.,;)]|\ [=+−/]|$))(?![A-Za-z0-9@]|\.[A-Za-z])(?P<prime>'(?![A-Za-z]))?
   | (?P<greek>[{_GREEK}])(?P<stroke>'(?![A-Za-z]))?
@@ -41,7 +44,8 @@ def set_text(text: str, claims: Collection[str] = ()) -> Markup:
     for match in _TOKEN.finditer(text):
         pieces += [escape(text[at : match.start()]), _set(match, claims)]
         at = match.end()
-    return Markup(_TIED.sub("&nbsp;", str(Markup("").join([*pieces, escape(text[at:])]))))
+    whole = str(Markup("").join([*pieces, escape(text[at:])]))
+    return Markup(_TIED.sub(lambda match: match[0].replace(" ", "&nbsp;"), whole))
 
 
 def _set(match: re.Match[str], claims: Collection[str]) -> Markup:
@@ -61,7 +65,8 @@ def _set(match: re.Match[str], claims: Collection[str]) -> Markup:
         return Markup("{}10<sup>{}{}</sup>").format(factor, "−" if part["minus"] == "-" else "", part["power"])
     if "script" in part:
         tag = Markup("sub" if part["script"] == "_" else "sup")
-        return Markup("<{0}>{1}</{0}>").format(tag, set_text(part.get("braces", part.get("token", ""))))
+        script = part.get("braces", part.get("token", ""))
+        return Markup("<{0}>{1}</{0}>").format(tag, set_text(script.replace("-", "−")))
     if "brackets" in part:
         return Markup("<sup>{}</sup>").format(set_text(part["brackets"]))
     if "sign" in part:
@@ -82,9 +87,8 @@ def set_number(value: float | None, digits: int = 3) -> Markup:
     if value is None or not math.isfinite(value):
         return Markup("none" if value is not None and math.isnan(value) else "−∞" if value == -math.inf else "∞")
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return Markup(
-            f"{value:.{digits}g}".replace("-", "−") if abs(value) < 1e3 else f"{value:,.0f}".replace("-", "−")
-        )
+        shown = f"{value:.{digits}g}" if abs(value) < min(10**digits, 1000) else f"{value:,.0f}"
+        return Markup(shown.replace("-", "−"))
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return Markup("{} × 10<sup>{}</sup>").format(*(part.replace("-", "−") for part in (mantissa, str(int(power)))))

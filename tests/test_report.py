@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _ledger, _report, clean_invariance
+from experiments import _disputes, _ledger, _report, clean_invariance
 from experiments.__main__ import main
 from experiments._report_figures import draw_svg
 from experiments._report_text import set_number, set_text
@@ -202,9 +201,10 @@ def test_run_ends_by_naming_the_page_to_open(tmp_path, monkeypatch, capsys):
     [
         ("x_k and e^{−C}", "<i>x</i><sub><i>k</i></sub> and <i>e</i><sup>−<i>C</i></sup>"),
         ("h ∝ s^(−1/κ)", "<i>h</i> ∝ <i>s</i><sup>−1/<i>κ</i></sup>"),
-        ("w^−3/2, 1e-05, 3e4", "<i>w</i><sup>−3/2</sup>, 10<sup>−5</sup>, 3 × 10<sup>4</sup>"),
+        ("τ = 0.1: 3 ± 1 log n", "<i>τ</i>&nbsp;=&nbsp;0.1: 3&nbsp;±&nbsp;1 log&nbsp;<i>n</i>"),
+        ("w^-3/2, 1e-05, 3e4", "<i>w</i><sup>−3/2</sup>, 10<sup>−5</sup>, 3 × 10<sup>4</sup>"),
         ("α g' of the claim's 'orthogonal to g'", "<i>α</i>&nbsp;<i>g</i>′ of the claim’s ‘orthogonal to <i>g</i>’"),
-        ("(a) A gap, i.e. a way; A/n >= 0", "(a) A gap, i.e. a way; <i>A</i>/<i>n</i> ≥ 0"),
+        ("(a) A gap, i.e. a way; A/n >= 0", "(a) A gap, i.e. a way; <i>A</i>/<i>n</i>&nbsp;≥&nbsp;0"),
         ("Fig. 2b, ViT-B/32, C2T", "Fig. 2b, ViT-B/32, C2T"),
         ("as N2 (not N3)", 'as <a href="#N2">N2</a> (not N3)'),
         ("(arXiv 2203.02053)", '(<a href="https://arxiv.org/abs/2203.02053">arXiv 2203.02053</a>)'),
@@ -237,6 +237,7 @@ def test_setting_loses_no_letter_of_a_claim(stem):
         (1.00045, "1.0005"),
         (-0.25, "−0.25"),
         (20639.0, "20,639"),
+        (396.3, "396.3"),
         (2.2034e-15, "2.2034 × 10<sup>−15</sup>"),
         (-3e8, "−3 × 10<sup>8</sup>"),
         (None, "∞"),
@@ -244,6 +245,10 @@ def test_setting_loses_no_letter_of_a_claim(stem):
 )
 def test_numbers_are_set(value, html):
     assert set_number(value, 5) == html
+
+
+def test_a_large_number_with_few_digits_is_whole():
+    assert set_number(396.3, 2) == "396"
 
 
 def test_figures_keep_their_marks_and_lose_their_weight():
@@ -272,10 +277,8 @@ def test_figures_keep_their_marks_and_lose_their_weight():
     assert faults(few + many) == []
 
 
-def test_what_is_measured_beside_the_claims(tmp_path):
-    (more,) = (section for section in _report.extras(FIGURES) if section["stem"] == "real_embeddings")
-    assert _report.extras(tmp_path) == []
-    page = _report.render([], [], [more])
+def test_what_is_measured_beside_the_claims():
+    page = _report.render([], [], [_report.extra_section("real_embeddings", FIGURES)])
     assert faults(page) == []
     assert "Closing the gap of real embeddings" in page
 
@@ -288,9 +291,10 @@ def test_disputes_are_answered_from_what_they_rest_on(tmp_path, monkeypatch):
     about = dict(name="cost", question="Does closing cost x_k?", claims=("C5",), caption="c", draw=draw)
     answered = SimpleNamespace(**about, stems=("clean_invariance",), answer=lambda folder: "No: 0 < 1 decisions.")
     waiting = SimpleNamespace(**about | dict(name="open"), stems=("clean_invariance", "simplex"), answer=None)
-    monkeypatch.setitem(sys.modules, "experiments._disputes", SimpleNamespace(DISPUTES=(answered, waiting)))
+    monkeypatch.setattr(_disputes, "DISPUTES", (answered, waiting))
     shutil.copy(FIGURES / "clean_invariance.nc", tmp_path)
-    page = _report.render([_report.claim_section("clean_invariance", tmp_path)], _report.disputes(tmp_path), [])
+    disputes = [_report.dispute_section(name, tmp_path) for name in ("cost", "open")]
+    page = _report.render([_report.claim_section("clean_invariance", tmp_path)], disputes, [])
     assert faults(page) == []
     assert page.count("<svg") == 2
     assert "No: 0 &lt; 1 decisions." in page
