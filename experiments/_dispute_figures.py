@@ -158,16 +158,15 @@ def accuracy(results):
     """Share of decisions that every rule changes."""
     figure, axis = _panels(1)
     rules = changes_by_rule(results)
-    kinds = dict(zip(("towers, K = 10", "towers, K = 100", "free embeddings", "random", "CLIP"), "os^vD", strict=True))
-    for place, points in enumerate(rules.values()):
-        for i, (gallery, changed, decisions) in enumerate(points):
-            kind = "towers, K = 10" if gallery == "MLP towers, K = 10" else gallery
-            number = max(k for k, name in enumerate(kinds) if kind.startswith(name))
+    kinds = {}  # of gallery, in the order of their first appearance
+    for place, shares in enumerate(rules.values()):
+        for i, (gallery, changed, decisions) in enumerate(shares):
+            name = gallery.removeprefix("MLP ") if "towers" in gallery or gallery == CLIP else gallery.split(",")[0]
+            look = kinds.setdefault(name, _figures.series(len(kinds), linestyle=""))
             error = 200 * (changed * (1 - changed) / decisions) ** 0.5 if changed else None
-            at, mark = place + 0.16 * (i - 0.5 * (len(points) - 1)), list(kinds.values())[number]
-            axis.errorbar(100 * changed, at, xerr=error, color=COLORS[number], marker=mark, linestyle="")
-    for name, mark, color in zip(kinds, kinds.values(), COLORS, strict=False):
-        axis.plot([], [], mark, color=color, label=f"{name}, K = 500" if name == "CLIP" else name)
+            axis.errorbar(100 * changed, place + 0.16 * (i - 0.5 * (len(shares) - 1)), xerr=error, **look)
+    for name, look in kinds.items():
+        axis.plot([], [], label=name, **look)
     axis.set_xscale("symlog", linthresh=1, linscale=0.5)
     axis.set(xlabel="decisions changed (%)", ylabel="moved by", xlim=(-0.1, 100), ylim=(len(rules) - 0.5, -0.5))
     axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])

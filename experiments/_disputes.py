@@ -282,7 +282,7 @@ def _robustness_sentence(results: Results) -> str:
         f"closed, {at[2]} % overshot as far (σ = {sigma:g}); CLIP gains {gains[0]} and {gains[1]} captions (σ² = "
         f"{float(real.variance[0]):g}). Against noise on the query, exactly not: "
         f"{int(closing.paired_changes.sel(noise='queries').sum())} of {int(closing.paired_decisions):,} noisy decisions change "
-        f"at any α. Nor where the gallery leaves nothing to move ({100 * stuck:.1f} % of ‖g‖² for towers with 100 classes); one "
+        f"at any α. Nor where the gallery leaves nothing to move ({100 * stuck:.1f} % of ‖g‖² for {closing.kind.values[1]}); one "
         f"exact scalar per class helps there too (ImageNet: {_rule(real, 'as it is')} → {_rule(real, 'centred')} %)."
     )
 

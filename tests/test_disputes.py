@@ -248,6 +248,21 @@ def test_figures_are_full_and_keep_the_style(name):
     assert not found, "\n".join(found)
 
 
+def test_other_settings_of_the_experiments_will_do():
+    """Fewer kinds of gallery, of other sizes, as the quick experiments have them."""
+    dispute = DISPUTES["accuracy"]
+    results = dispute.read(FIGURES)
+    closing = results["gap_closing"].isel(kind=slice(0, 2))
+    results["gap_closing"] = closing.assign_coords(kind=["towers, K = 10", "towers, K = 72"])
+    assert "0 of 1,920 decisions" in dispute.answer_from(results)
+    figure = dispute.show(results)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    plt.close(figure)
+    assert labels == ["towers, K = 10", "towers, K = 72", "CLIP, K = 500", "free embeddings", "random"]
+    results = DISPUTES["robustness"].read(FIGURES) | {"gap_closing": results["gap_closing"]}
+    assert "0.6 % of ‖g‖² for towers, K = 72" in DISPUTES["robustness"].answer_from(results)
+
+
 @pytest.fixture
 def partly_stored(tmp_path):
     """A folder with the results of one dispute."""
