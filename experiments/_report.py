@@ -62,13 +62,16 @@ def build(results: Path, out: Path) -> Path:
 
 
 def _sections(stems: list[str], results: Path) -> list[list[dict[str, Any]]]:
-    """Claims, disputes and what is beside them, drawn on all cores where much is stored."""
+    """Claims, disputes, what is beside them and the figure at the top, drawn on all cores where much is stored."""
+    from experiments import _story
     from experiments._disputes import DISPUTES
 
+    is_told = all((results / f"{stem}.nc").exists() for stem in _story.STEMS)
     groups = (
         [(claim_section, stem, results) for stem in stems],
         [(dispute_section, dispute.name, results) for dispute in DISPUTES],
         [(extra_section, name, results) for name in EXTRAS if _extra_is_stored(name, results)],
+        [(story_section, "story", results)] * is_told,
     )
     tasks = [task for group in groups for task in group]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -150,6 +153,18 @@ def dispute_section(name: str, results: Path) -> dict[str, Any]:
     return about | _from(results, read, f"gapsim verify {' '.join(dispute.claims)} --out {results}")
 
 
+def story_section(name: str, results: Path) -> dict[str, Any]:
+    """The figure at the top: the whole story."""
+    from experiments import _story
+    from simulator.store import load_dataset
+
+    def read():
+        data = {stem: load_dataset(results / f"{stem}.nc") for stem in _story.STEMS}
+        return dict(figure=draw_svg(_story.draw, data, name, "Figure: the whole story"), caption=_story.CAPTION)
+
+    return _from(results, read, f"gapsim verify C1 C4 --out {results}")
+
+
 def _from(path: Path, read: Callable[[], dict[str, Any]], command: str) -> dict[str, Any]:
     try:
         return read()
@@ -194,7 +209,7 @@ def _provenance(attributes: dict[str, Any]) -> dict[str, str]:
     return kept
 
 
-def render(sections, arguments, more) -> str:
+def render(sections, arguments=(), more=(), story=()) -> str:
     """The page as HTML."""
     import jinja2
 
@@ -209,7 +224,7 @@ def render(sections, arguments, more) -> str:
     rows = [row for section in sections for row in section["rows"]]
     here = provenance()
     return environment.get_template("report.html.jinja").render(
-        sections=sections, disputes=arguments, extras=more, rows=rows, verdicts=VERDICTS, kinds=KINDS,
+        sections=sections, disputes=arguments, extras=more, story=story, rows=rows, verdicts=VERDICTS, kinds=KINDS,
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
         of=lambda section: Counter(row["verdict"] for row in section["rows"]),
         measured=[section for section in sections if section["rows"]],

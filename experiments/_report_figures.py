@@ -113,14 +113,15 @@ def _tidy(element, names: dict[str, str], styles: dict[str, str], prefix: str) -
 
 
 def _join_spans(text) -> None:
-    """One <tspan> for neighbours on one line in one style, where matplotlib places every letter: what reads a text, reads
-    whole words, and a font of other widths leaves no holes in them."""
+    """One <tspan> for neighbours on one line in one style, where matplotlib has one for every letter: what reads a text
+    reads whole words. Each letter keeps its place, since letters of another style may stand between them."""
     spans = list(text)
     text[:] = spans[:1]
     for before, span in zip(spans, spans[1:], strict=False):
         last = text[-1]
         if all(span.get(name) == before.get(name) for name in ("y", "style")):
             last.text = (last.text or "") + (span.text or "")
+            last.set("x", f"{last.get('x')} {span.get('x')}")
         else:
             text.append(span)
 

@@ -138,7 +138,7 @@ def test_a_verdict_that_was_not_expected_and_a_control_that_passes_are_said_at_t
     section = _report.claim_section("clean_invariance", FIGURES)
     section["rows"][0] |= dict(verdict="refuted", good=False)
     section["rows"][1] |= dict(control_rejected=False, good=False)
-    top, rest = _report.render([section], [], []).split('id="ledger"')
+    top, rest = _report.render([section]).split('id="ledger"')
     assert "1 controls NOT rejected" in _Page(top).text.replace("\xa0", " ")
     assert "2 checks are NOT as expected" in _Page(top).text.replace("\xa0", " ")
     assert "expected: holds" in rest
@@ -151,7 +151,7 @@ def test_what_claims_say_is_escaped(monkeypatch):
     changed = {f.name: bad for f in dataclasses.fields(claim) if f.name not in ("id", "expected")}
     monkeypatch.setattr(clean_invariance, "CLAIM", dataclasses.replace(claim, **changed))
     monkeypatch.setattr(clean_invariance, "CAPTION", bad)
-    page = _report.render([_report.claim_section("clean_invariance", FIGURES)], [], [])
+    page = _report.render([_report.claim_section("clean_invariance", FIGURES)])
     assert faults(page) == []
     assert "<img" not in page
     assert page.count("&lt;script&gt;") >= 8  # summary, ledger (twice), and the section's five
@@ -258,7 +258,7 @@ def test_figures_keep_their_marks_and_lose_their_weight():
         figure, axis = plt.subplots()
         axis.plot(np.arange(5), marker="o", label="measured")
         axis.scatter(*np.random.default_rng(0).normal(size=(2, count)))
-        axis.set(xlabel="time $t_0$", title="a < b")
+        axis.set(xlabel="r = G$_0^2$/t", title="a < b")
         axis.legend(loc="upper left")
         return figure
 
@@ -274,11 +274,14 @@ def test_figures_keep_their_marks_and_lose_their_weight():
     assert not re.search(r"\d\.\d{3,}[ \"L]", re.sub(r'transform="[^"]*"', "", few))
     assert "measured</text>" in few
     assert "a &lt; b</text>" in few
+    letters = re.findall(r'<tspan x="([^"]+)" y="[^"]+" class="[^"]+">([^<]+)<', few)
+    assert "r=G/t" in {text for _, text in letters}  # searched and read as one, and each letter in its place
+    assert all(len(places.split()) == len(text) for places, text in letters)
     assert faults(few + many) == []
 
 
 def test_what_is_measured_beside_the_claims():
-    page = _report.render([], [], [_report.extra_section("real_embeddings", FIGURES)])
+    page = _report.render([], more=[_report.extra_section("real_embeddings", FIGURES)])
     assert faults(page) == []
     assert "Closing the gap of real embeddings" in page
 

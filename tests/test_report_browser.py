@@ -135,7 +135,7 @@ def test_the_whole_page_fits_and_shows_its_figures(browser, page, width, tmp_pat
     ],
 )  # fmt: skip
 def test_the_same_check_catches_what_would_not_show(browser, width, added, words, tmp_path):
-    small = _report.render([_report.claim_section("clean_invariance", FIGURES)], [], [])
+    small = _report.render([_report.claim_section("clean_invariance", FIGURES)])
     assert shortcomings(probe(browser, small, width, tmp_path)) == []
     wrong = shortcomings(probe(browser, small.replace("</main>", f"{added}</main>"), width, tmp_path))
     for word in words:
