@@ -275,7 +275,7 @@ def test_figures_keep_their_marks_and_lose_their_weight():
     assert "measured</text>" in few
     assert "a &lt; b</text>" in few
     letters = re.findall(r'<tspan x="([^"]+)" y="[^"]+" class="[^"]+">([^<]+)<', few)
-    assert "r=G/t" in {text for _, text in letters}  # searched and read as one, and each letter in its place
+    assert "r\xa0=\xa0G/t" in {text for _, text in letters}  # searched and read as one, and each letter in its place
     assert all(len(places.split()) == len(text) for places, text in letters)
     assert faults(few + many) == []
 
