@@ -54,12 +54,12 @@ class Config:
     alphas: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
     far: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0, 256.0)
     num_queries: int = 32
-    num_draws: int = 1500
+    num_draws: int = 12_000
     num_far_draws: int = 1000
-    seed: int = 61
+    seed: int = 62  # 61 showed that 1,500 draws cannot tell the rise of every gallery
 
 
-QUICK = Config(towers=False, alphas=(0.0, 1.0, 2.0), num_queries=20, num_draws=1000, num_far_draws=800)
+QUICK = Config(towers=False, alphas=(0.0, 1.0, 2.0), num_queries=20, num_draws=12_000, num_far_draws=800)
 
 
 def measure(config: Config, *, progress: bool = False):

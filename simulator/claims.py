@@ -52,8 +52,9 @@ class Check:
           monte_carlo  max |measured − predicted| / standard_error; in standard errors.
           slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
           monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between
-                       neighbours (in `standard_error`s); `predicted` is +1 or −1 per step. Fails also when all
-                       values agree within it.
+                       neighbours (in `standard_error`s); `predicted` is +1, −1 or 0 (free) per step. Infinite where
+                       that is within the tolerance but a stretch of one sign does not move that way by more than the
+                       tolerance from its first to its last value: neither a flat curve nor a reversed one passes.
       predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
         of the steps [m − 1], and the values [m]).
       tolerance: largest error that passes, > 0.
@@ -89,10 +90,16 @@ class Check:
     def _against_the_trend(self, signs, measured):
         order = np.argsort(np.asarray(self.at, float), kind="stable")
         measured, spread = measured[order], np.asarray(self.standard_error, float)[order]
-        steps, spreads = np.diff(measured), np.hypot(spread[1:], spread[:-1])
-        if np.ptp(measured) <= self.tolerance * np.max(spreads):
-            return np.inf  # a flat line shows no trend
-        return np.max(-signs * steps / spreads)
+        steps, signs = np.diff(measured), np.broadcast_to(signs, len(measured) - 1)
+        against = np.max(-signs * steps / np.hypot(spread[1:], spread[:-1]))
+        if not against <= self.tolerance:
+            return against
+        for stretch in np.split(np.arange(len(signs)), np.flatnonzero(np.diff(signs)) + 1):
+            first, last = stretch[0], stretch[-1] + 1
+            moved = signs[first] * (measured[last] - measured[first])
+            if signs[first] and moved <= self.tolerance * np.hypot(spread[first], spread[last]):
+                return np.inf  # no trend is shown
+        return against
 
     def passes(self) -> bool:
         """Whether the error is within the tolerance."""

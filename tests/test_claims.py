@@ -34,6 +34,35 @@ def test_a_flat_line_is_no_trend():
     assert not Check("monotone", np.ones(3), np.ones(4), 4.0, np.full(4, 0.01), AT).passes()
 
 
+@pytest.mark.parametrize(
+    ("signs", "curve", "passes"),
+    [
+        ((1, 1, 1, 1), (0, 1.6, 3.2, 4.8, 6.4), True),  # no step is 4 standard errors, all of them are
+        ((1, 1, 1, 1), (6.4, 4.8, 3.2, 1.6, 0), False),
+        ((1, 1, 1, 1), (0, 1, 2, 3, 4), False),  # 4 < 4 √2
+        ((1, 1, -1, -1), (0, 4, 8, 4, 0), True),
+        ((1, 1, -1, -1), (0, 4, 8, 8, 8), False),  # no fall
+        ((1, 1, -1, -1), (8, 8, 8, 4, 0), False),  # no rise
+        ((1, 0, 0, -1), (0, 8, -9, 8, 0), True),  # between the two anything goes
+    ],
+)
+def test_every_stretch_of_a_trend_must_be_seen(signs, curve, passes):
+    check = Check("monotone", np.array(signs, float), np.array(curve, float), 4.0, np.ones(5), np.arange(5))
+    assert check.passes() == passes
+
+
+def test_what_goes_against_a_trend_is_told_from_what_shows_none():
+    falls, flat = (
+        Check("monotone", np.ones(1), np.array(v), 4.0, np.ones(2), AT[:2]) for v in ([8.0, 0.0], [0.0, 0.0])
+    )
+    assert falls.error() == pytest.approx(8 / 2**0.5)
+    assert flat.error() == np.inf
+
+
+def test_two_labels_are_always_shuffled():
+    assert not Check("monotone", np.ones(1), np.array([0.0, 8.0]), 4.0, np.ones(2), AT[:2]).perturbed().passes()
+
+
 def test_verdicts_follow_from_the_checks():
     good, bad = EXAMPLES["identity"][0], Check("identity", AT, 2 * AT, 1e-3)
     assert Row("r", good, bad, "c").verdict() == "holds"

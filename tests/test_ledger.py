@@ -1,5 +1,6 @@
 """The ledger: every stored measurement judged again, with its reasons, its near misses and its names; and all of it quickly."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -69,6 +70,16 @@ def test_near_misses_fail_by_what_was_measured(stem):
                 assert values is None or (np.size(values) and np.isfinite(np.asarray(values, float)).all()), row.name
             assert np.isfinite(check.error()) or check.kind == "monotone", row.name
         assert not row.control.passes(), row.name
+
+
+@every_claim
+def test_trends_are_seen(stem):
+    """The same curve upside down fails, and so does a flat one."""
+    for row in stored(stem)[0]:
+        if row.test.kind == "monotone" and row.test.passes():
+            measured = np.asarray(row.test.measured, float)
+            for other in (-measured, np.full_like(measured, measured.mean())):
+                assert not dataclasses.replace(row.test, measured=other).passes(), row.name
 
 
 @every_claim
