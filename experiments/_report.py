@@ -162,7 +162,7 @@ def story_section(name: str, results: Path) -> dict[str, Any]:
         data = {stem: load_dataset(results / f"{stem}.nc") for stem in _story.STEMS}
         return dict(figure=draw_svg(_story.draw, data, name, "Figure: the whole story"), caption=_story.CAPTION)
 
-    return _from(results, read, f"gapsim verify C1 C4 --out {results}")
+    return _from(results, read, f"gapsim verify C1 C4 --out {results}` and `python -m experiments._animation {results}")
 
 
 def _from(path: Path, read: Callable[[], dict[str, Any]], command: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _describe(row: dict[str, Any]) -> dict[str, Any]:
     unit = KINDS[kind][0]
     if kind == "monotone":
         predicted = Markup({1: "rises", -1: "falls"}.get(int(row["predicted"]), "any"))
-        measured = Markup("{} from first to last").format(_signed(row["measured"]))
+        measured = Markup('{} <span class="unit">from first to last</span>').format(_signed(row["measured"]))
     else:
         predicted, measured = set_number(row["predicted"], 5), set_number(row["measured"], 5)
     error = Markup("no trend") if kind == "monotone" and row["error"] is None else set_number(row["error"], 2)

@@ -126,7 +126,7 @@ def test_the_whole_page_fits_and_shows_its_figures(browser, page, width, tmp_pat
 @pytest.mark.parametrize(
     ("added", "words"),
     [
-        ('<p style="width: 1400px">wide</p>', ["outside", "overflow"]),
+        ('<p style="min-width: 1400px">wide</p>', ["outside", "overflow"]),
         (f"<p style='overflow-wrap: normal'>{'unbreakable' * 40}</p>", ["overflow"]),
         ('<svg aria-label="blank" viewBox="0 0 9 9" style="width: 200px; height: 200px"></svg>', ["empty: blank"]),
         ('<svg aria-label="flat" viewBox="0 0 9 9" style="width: 20px"><path d="M0 0L9 9" stroke="red"/></svg>', ["no room: flat"]),
