@@ -14,7 +14,7 @@ _TIED = re.compile(
     r"(?<=</i>) (?=<i>)|(?<=</su[bp]>) (?=<i>)|(?<=cos|sin|log|min|max) (?=<i>)|(?<=ln|tr) (?=<i>)"
     r"|(?<=>) (?:[=≥≤≠≪≫]|&[lg]t;) (?=[\d−<])|(?<=\d) ± (?=\d)|(?<=\d) (?=%)"
 )
-_SIGNS = {">=": "≥", "<=": "≤", "->": "→"}
+_SIGNS = {">=": "≥", "<=": "≤", "->": "→", "-": "−"}
 # The first alternative that matches is taken, so what is longer or rarer comes first.
 _TOKEN = re.compile(
     rf"""
@@ -26,7 +26,7 @@ _TOKEN = re.compile(
   | (?<![\w.])(?P<factor>\d+(?:\.\d+)?)e(?P<minus>[+-]?)0*(?P<power>\d+)\b     # 1e-05
   | (?<=\S)(?P<script>[_^])(?:\{{(?P<braces>[^{{}}]*)\}} | (?P<token>[−+-]?\d+(?:/\d+)?|[A-Za-z{_GREEK}]+\d*|½))
   | (?<=\S)\^\((?P<brackets>[^()]*)\)                              # s^(−1/κ)
-  | (?P<sign>>=|<=|->)
+  | (?P<sign>>=|<=|->|(?<![\w.)-])-(?=\d))
   | (?<!\w)(?P<panel>\([a-j](?:,\ [a-j])*\))                       # (a), (a, b): parts of a figure, no variables
   | (?P<label>Fig\.\ \d[a-z])
   | (?<![A-Za-z'’.])(?<![A-Za-z]-)(?P<variable>[B-Zb-z] | [Aa](?=[_^/=+−²⁻ᵀ*(.,;)]|\ [=+−/]|$))(?![A-Za-z0-9@]|\.[A-Za-z])(?P<prime>'(?![A-Za-z]))?

@@ -212,6 +212,7 @@ def test_run_ends_by_naming_the_page_to_open(tmp_path, monkeypatch, capsys):
             "`gapsim run`; simulator/theory/gap_law.py.",
             "<code>gapsim run</code>; <code>simulator/theory/gap_law.py</code>.",
         ),
+        ("(-0.02 at -1), 3-fold", "(−0.02 at −1), 3-fold"),
         ("a < b & c", "a &lt; <i>b</i> &amp; <i>c</i>"),
     ],
 )
