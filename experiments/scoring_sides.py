@@ -59,7 +59,7 @@ class Config:
     seed: int = 62  # 61 showed that 1,500 draws cannot tell the rise of every gallery
 
 
-QUICK = Config(towers=False, alphas=(0.0, 1.0, 2.0), num_queries=20, num_draws=12_000, num_far_draws=800)
+QUICK = Config(towers=False, alphas=(0.0, 1.0, 2.0), num_queries=20, num_draws=8000, num_far_draws=800)
 
 
 def measure(config: Config, *, progress: bool = False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -69,17 +70,27 @@ def measure(config: Config, *, progress: bool = False):
 
 
 def least_loss(x, y, scales) -> float:
-    """The smallest sigmoid loss over the given scales and all biases, by a scalar minimiser at each scale."""
-    from scipy.optimize import minimize_scalar
+    """The smallest sigmoid loss over the given scales and all biases: golden sections of the level at every scale, since in
+    the bias the loss is convex."""
+    x, y, scales = jnp.asarray(x), jnp.asarray(y), np.asarray(scales, float)
+    shrink = (5**0.5 - 1) / 2
+    low, high = (np.full(scales.shape, end) for end in (-1.5, 1.5))
+    inner = [high - shrink * (high - low), low + shrink * (high - low)]
+    values = [np.asarray(_losses(x, y, scales, level)) for level in inner]
+    for _ in range(70):  # to rounding
+        left = values[0] < values[1]
+        low, high = np.where(left, low, inner[0]), np.where(left, inner[1], high)
+        new = np.where(left, high - shrink * (high - low), low + shrink * (high - low))
+        found = np.asarray(_losses(x, y, scales, new))
+        inner = [np.where(left, new, inner[1]), np.where(left, inner[0], new)]
+        values = [np.where(left, found, values[1]), np.where(left, values[0], found)]
+    return float(np.min(values))
 
-    best = np.inf
-    for scale in scales:
 
-        def at(level, scale=scale):
-            return float(_loss(x, y, 1 / scale, -scale * level))
-
-        best = min(best, minimize_scalar(at, bounds=(-1.5, 1.5), method="bounded", options=dict(xatol=1e-12)).fun)
-    return best
+@jax.jit
+def _losses(x, y, scales, levels):
+    """At every scale with its level."""
+    return jax.vmap(lambda s, level: sim.sigmoid_loss(x, y, temperature=1 / s, bias=-s * level))(scales, levels)
 
 
 @jax.jit

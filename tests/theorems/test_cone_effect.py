@@ -152,6 +152,7 @@ def test_cumulants_are_those_of_random_layers(rng):
     assert abs(skew - third / width**2) < 4 * standard + 0.15 * abs(third) / width**2
 
 
+@pytest.mark.slow
 def test_shift_of_finite_width_over_several_layers():
     """Width 32: the mean cosine of orthogonal inputs exceeds the recursion by the predicted shift; without what variance
     and shift of the layers below add, or with half the own shift, it would not."""
