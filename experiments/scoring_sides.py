@@ -31,7 +31,7 @@ CLAIM = sim.Claim(
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
     "(a–l) Robustness against the shift α along g' applied to the gallery, the queries (the other way) or half to each, one "
-    "column per scoring, one row per gallery of unit rows; lines: exact, points: measured, ± 4 standard errors over 1,500 "
+    "column per scoring, one row per gallery of unit rows; lines: exact, points: measured, ± 4 standard errors over 12,000 "
     "draws (mostly smaller than the marker). Under inner products also: queries moved by α times their mean, with one exact "
     "scalar per class (black). Dotted: the limit of a gallery moved far under cosine. Grey: the value for cosine if the rows "
     "were not normalised again after the noise (gallery moved)."
