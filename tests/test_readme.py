@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import _api, _ledger
+from experiments import _api, _bench, _ledger
 from experiments.__main__ import Command
 from simulator.store import load_dataset
 
@@ -37,6 +37,9 @@ SUBSTITUTES = {
     # There is no Slurm here: the same grid, store and locks with processes of this machine.
     "gapsim sweep grid.toml --store results/grid --workers 8 --executor slurm": "gapsim sweep grid.toml --store results/grid "
     "--workers 2 --executor local --cpus 1",
+    # The same file in one process, with a smaller batch and fewer steps; tests/test_sharding.py has several processes.
+    "srun --ntasks=64 --gpus-per-task=1 python train.py": 'sed -i \'s/initialize()/initialize("127.0.0.1:45873", 1, 0)/; '
+    "s/65_536/64/; s/steps=1000/steps=3/' train.py && python train.py",
 }
 
 
@@ -143,6 +146,7 @@ def test_the_pages_are_those_of_the_code():
     assert _api.between(README, "story") == _api.shown(_api._story, "story.png", _api.STORY), wanted
     assert _api.between(README, "animation") == _api.shown(_api._animation, "emergence.gif", _api.ANIMATION), wanted
     assert _api.between(README, "reasons") == _api.reasons(), wanted
+    assert _api.between(README, "bench") == _bench.markdown(load_dataset(ROOT / "figures" / "performance.nc")), wanted
     assert {name for names in _api.GROUPS.values() for name in names if "." not in name} == set(_api.sim.__all__)
     moved = float(load_dataset(ROOT / "figures" / "gap_closing.nc").moved_share.sel(kind="towers, K = 100"))
     assert f"{100 * moved:.1f} % of ‖g‖²" in " ".join(README.split())
