@@ -144,7 +144,8 @@ def block_size_from_memory(bytes_per_replica: int, count: int) -> int:
 
 def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], float] | None) -> int | None:
     """The fastest of CANDIDATES by measurement, remembered on disk for this machine and these shapes. They are tried in
-    order until one is a fifth slower than the best before it: beyond the cache it only gets worse.
+    order until one is a fifth slower than the best before it: beyond the cache it only gets worse. A larger block must
+    win by a twentieth: where cores share a cache, it loses more when others use that too.
 
     Args:
       identity: what the answer depends on, as text.
@@ -160,7 +161,7 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
     best, least = CANDIDATES[0], float("inf")
     for candidate in CANDIDATES:
         seconds = seconds_per_replica(candidate)
-        if seconds < least:
+        if seconds < 0.95 * least:
             best, least = candidate, seconds
         elif seconds > 1.2 * least:
             break
