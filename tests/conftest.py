@@ -1,6 +1,8 @@
 """Settings of every test: 64-bit, strict broadcasting, no display."""
 
 import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -43,3 +45,14 @@ def real_data() -> Path:
     if not (folder / "clip_gallery.npy").exists():
         pytest.skip(f"no real embeddings in {folder}; set GAPSIM_DATA to the folder that holds clip_gallery.npy")
     return folder
+
+
+@pytest.fixture
+def pinned_drawing():
+    """Skips unless what draws is of the pinned version: others write other bytes."""
+    root = Path(__file__).parents[1]
+    pins = root / "constraints" / f"py{sys.version_info[0]}{sys.version_info[1]}.txt"
+    lines = pins.read_text().splitlines() if pins.exists() else []
+    for package in ("matplotlib", "pillow"):
+        if f"{package}=={version(package)}" not in lines:
+            pytest.skip(f"{package} {version(package)} is not pinned in {pins.name}: other bytes are expected")

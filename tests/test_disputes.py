@@ -288,11 +288,7 @@ def test_the_command_draws_them_with_all_figures_but_not_with_one_claim(partly_s
 
 
 @pytest.mark.slow
-def test_stored_figures_are_those_of_the_stored_results(tmp_path):
-    """To the byte, where matplotlib and Pillow are the pinned ones."""
-    pins = (FIGURES.parent / "constraints" / f"py{sys.version_info[0]}{sys.version_info[1]}.txt").read_text()
-    for package in ("matplotlib", "pillow"):
-        if f"{package}=={version(package)}" not in pins:
-            pytest.skip(f"{package} {version(package)} is not the pinned one: other bytes are expected")
+def test_stored_figures_are_those_of_the_stored_results(pinned_drawing, tmp_path):
+    """To the byte."""
     for path in [*_disputes.draw_all(tmp_path, FIGURES), *_story.draw_all(tmp_path, FIGURES)]:
         assert path.read_bytes() == (FIGURES / path.name).read_bytes(), f"figures/{path.name}: run gapsim figures"

@@ -149,7 +149,13 @@ def test_calibration_measures_once(tmp_path, monkeypatch):
 
 def test_the_fastest_block_is_taken_and_hopeless_ones_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for seconds, best, tried in (((3.0, 2.0, 2.1, 1.0), 16, 4), ((2.0, 1.0, 1.3, 0.5), 4, 3), ((1.0, 1.3, 0, 0), 2, 2)):
+    cases = (
+        ((3.0, 2.0, 2.1, 1.0), 16, 4),
+        ((2.0, 1.0, 1.3, 0.5), 4, 3),
+        ((1.0, 1.3, 0, 0), 2, 2),
+        ((1.0, 0.97, 0.96, 0.951), 2, 4),  # a larger block that is hardly faster is not taken
+    )
+    for seconds, best, tried in cases:
         asked = []
         measured = dict(zip(engine.CANDIDATES, seconds, strict=True))
         found = engine.calibrated_block_size(str(seconds), lambda c, m=measured, a=asked: a.append(c) or m[c])

@@ -47,15 +47,8 @@ def test_a_stored_figure_keeps_the_style(name):
 
 
 @each_figure
-def test_a_stored_figure_is_redrawn_to_the_byte(name, tmp_path):
+def test_a_stored_figure_is_redrawn_to_the_byte(name, pinned_drawing, tmp_path):
     stored(name)
-    pins = ROOT / "constraints" / f"py{sys.version_info[0]}{sys.version_info[1]}.txt"
-    pinned = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", pins.read_text())) if pins.exists() else {}
-    for package in ("matplotlib", "pillow"):
-        if pinned.get(package) != version(package):
-            pytest.skip(
-                f"{package} {version(package)} is not the pinned {pinned.get(package)}: other bytes are expected"
-            )
     for path in _figures.redraw(name, STORED, tmp_path):
         assert path.read_bytes() == (STORED / path.name).read_bytes(), f"figures/{path.name}: gapsim figures {name}"
 
