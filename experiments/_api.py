@@ -20,7 +20,7 @@ from typing import Any
 
 import simulator as sim
 import simulator.theory
-from experiments import _animation, _ledger, _story, gap_emergence
+from experiments import _animation, _bench, _ledger, _story, gap_emergence
 from simulator.store import load_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +232,7 @@ def main(arguments: list[str]) -> None:
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "main job", main_job_table())
     text = replaced(with_verdicts(text), "reasons", reasons())
+    text = replaced(text, "bench", _bench.markdown(load_dataset(ROOT / "figures" / "performance.nc")))
     text = replaced(text, "story", shown(_story, "story.png", STORY))
     text = replaced(text, "animation", shown(_animation, "emergence.gif", ANIMATION))
     if "--ledger" in arguments:

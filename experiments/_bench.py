@@ -206,6 +206,39 @@ def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> Non
     _figures.save_figure(_cost_model.draw, data, out / "cost_model")
 
 
+def markdown(data) -> str:
+    """The README's table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    summary = json.loads(data.attrs["summary"])
+    sixty_four = frame[(frame.engine == "gapsim") & (frame.replicas == 64) & (frame.d == EMBED)]
+    lines = [
+        "| with 64 replicas | " + " | ".join(f"n = {n:,}" for n in BATCHES) + " |",
+        "|---" * (len(BATCHES) + 1) + "|",
+    ]
+
+    def add(label, cells):
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    for kind, said in (("fixed", "one data set"), ("fresh", "fresh pairs each step")):
+        rows = [sixty_four[(sixty_four.n == n) & (sixty_four.data == kind)].iloc[0] for n in BATCHES]
+        add(f"replica-steps per second, {said}", [f"{r['median']:,.0f}" for r in rows])
+        for name, opponent in OPPONENTS.items():
+            spread = [(r[name], r[f"{name}_low"], r[f"{name}_high"]) for r in rows]
+            add(f"over {NAMES[opponent]}, {said}", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in spread])
+        if kind == "fixed":
+            add("share of the rate of a 2,048² product", [f"{r['matmul_fraction']:.0%}" for r in rows])
+            for name, opponent in OPPONENTS.items():
+                most = [r[name] / r["matmul_fraction"] for r in rows]
+                add(f"over {NAMES[opponent]}, were a step its products at that rate", [f"{m:.3g}" for m in most])
+    costs = [summary["cost_of_256"][str(n)] for n in BATCHES]
+    add("256 replicas over 4 × 64", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in costs])
+    for number, part in enumerate(PARTS):
+        profiles = [list(summary["profile"][str(n)].values()) for n in BATCHES]
+        if any(parts[number] > 0.003 * sum(parts) for parts in profiles):
+            add(f"cycles: {part}", [f"{parts[number] / sum(parts):.0%}" for parts in profiles])
+    return "\n".join(lines)
+
+
 def draw(data):
     """Rates against replicas, cost against n and d, and where the cycles go."""
     import matplotlib.pyplot as plt

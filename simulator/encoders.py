@@ -126,6 +126,16 @@ def _dot_general(rows, kernel, dimension_numbers, **settings):
     return rows @ jax.lax.optimization_barrier(kernel.T).T
 
 
+@jax.custom_jvp
+def _relu(rows):
+    """max(0, rows), with the derivative as a product: XLA selects entries by a condition at a fifth of that speed."""
+    return jnp.maximum(rows, 0.0)
+
+
+_relu.defjvps(lambda tangent, active, rows: tangent * jnp.sign(active))
+_ACTIVATIONS = dict(relu=_relu, gelu=nnx.gelu, tanh=nnx.tanh)
+
+
 class _Perceptron(nnx.Module):
     """Linear layers with an activation between them; `out` is the last one."""
 
@@ -140,7 +150,7 @@ class _Perceptron(nnx.Module):
 
     def __call__(self, rows):
         for layer in self.hidden:
-            rows = getattr(nnx, self.activation)(layer(rows))
+            rows = _ACTIVATIONS[self.activation](layer(rows))
         return self.out(rows)
 
 

@@ -144,15 +144,15 @@ def _by_blocks(a, b, row_weights, column_weights, block_size):
 
 def sums_by_blocks(a, b, block_size: int):
     """(log R [n_x], log C [n_y]), `block_size` rows of the logits in memory at a time."""
-    lowest = jnp.finfo(a.dtype).min / 4  # finite: what a padded row contributes is 0 and not NaN
+    lowest = float(jnp.finfo(a.dtype).min / 4)  # finite: what a padded row contributes is 0 and not NaN
 
     def step(over_columns, block):
-        rows, is_row = block
-        scores = _barrier(jnp.where(is_row[:, None], rows @ b.T, lowest))
+        rows, offset = block
+        scores = _barrier(rows @ b.T + offset[:, None])
         return jnp.logaddexp(over_columns, logsumexp(scores, axis=0)), logsumexp(scores, axis=1)
 
-    blocks = (_cut(a, block_size), _cut(jnp.ones(len(a), bool), block_size))
-    over_columns, over_rows = jax.lax.scan(step, jnp.full(len(b), lowest), blocks)
+    blocks = (_cut(a, block_size), _cut(jnp.zeros(len(a), a.dtype), block_size, lowest))
+    over_columns, over_rows = jax.lax.scan(step, jnp.full(len(b), lowest, a.dtype), blocks)
     return over_rows.reshape(-1)[: len(a)], over_columns
 
 
@@ -170,10 +170,11 @@ def slopes_by_blocks(a, b, over_rows, over_columns, row_weights, column_weights,
     return slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T
 
 
-def _cut(rows, block_size: int):
-    """[blocks, block_size, ...], the last block padded with zeros."""
+def _cut(rows, block_size: int, fill: float = 0.0):
+    """[blocks, block_size, ...], the last block padded with `fill`."""
     num_blocks = -(-len(rows) // block_size)
-    rows = jnp.pad(rows, ((0, num_blocks * block_size - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+    padding = ((0, num_blocks * block_size - len(rows)), *((0, 0),) * (rows.ndim - 1))
+    rows = jnp.pad(rows, padding, constant_values=fill)
     return rows.reshape(num_blocks, block_size, *rows.shape[1:])
 
 

@@ -107,7 +107,9 @@ def test_a_large_batch_is_sent_as_long_as_it_is_computed_at_the_useful_number_of
     assert shards == pytest.approx(1667, rel=1e-3)
 
 
-def test_the_model_meets_every_measured_point_within_a_quarter():
+def test_the_model_is_a_best_case_and_measured_points_lie_between_half_of_it_and_all_of_it():
+    """No operation runs faster than its kind does alone, in large arrays; what a step loses to small ones, to reductions
+    and to roots and divisions at streaming speed is less than half."""
     if not STORED.exists():
         pytest.skip("figures/performance.nc is not stored; `gapsim bench` makes it")
     data = load_dataset(STORED)
@@ -115,15 +117,16 @@ def test_the_model_meets_every_measured_point_within_a_quarter():
     assert len(points) >= 10 and {p["engine"] for p in points} == {"gapsim", "one_core", "sharded"}
 
     def agrees(points):
-        return all(abs(np.log(p["measured"] / p["predicted"])) < np.log(1.25) for p in points)
+        return all(0.5 < p["measured"] / p["predicted"] < 1.05 for p in points)
 
     assert agrees(points), [(p["engine"], p["n"], p["d"], round(p["measured"] / p["predicted"], 3)) for p in points]
-    # Negative control: the same through a machine whose products are 1.5 times as fast.
+    # Negative controls: the same through machines whose products are 1.5 times as fast, and as slow.
     summary = json.loads(data.attrs["summary"])
     machine = Machine(**summary["machine"])
-    faster = dataclasses.asdict(dataclasses.replace(machine, flops=1.5 * machine.flops))
-    data.attrs["summary"] = json.dumps(summary | dict(machine=faster))
-    assert not agrees(_cost_model.measured_points(data))
+    for factor in (1.5, 1 / 1.5):
+        other = dataclasses.asdict(dataclasses.replace(machine, flops=factor * machine.flops))
+        changed = data.assign_attrs(summary=json.dumps(summary | dict(machine=other)))
+        assert not agrees(_cost_model.measured_points(changed))
 
 
 def test_seconds_add_up():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import _api, _ledger
+from experiments import _api, _bench, _ledger
 from experiments.__main__ import Command
 from simulator.store import load_dataset
 
@@ -146,6 +146,7 @@ def test_the_pages_are_those_of_the_code():
     assert _api.between(README, "story") == _api.shown(_api._story, "story.png", _api.STORY), wanted
     assert _api.between(README, "animation") == _api.shown(_api._animation, "emergence.gif", _api.ANIMATION), wanted
     assert _api.between(README, "reasons") == _api.reasons(), wanted
+    assert _api.between(README, "bench") == _bench.markdown(load_dataset(ROOT / "figures" / "performance.nc")), wanted
     assert {name for names in _api.GROUPS.values() for name in names if "." not in name} == set(_api.sim.__all__)
     moved = float(load_dataset(ROOT / "figures" / "gap_closing.nc").moved_share.sel(kind="towers, K = 100"))
     assert f"{100 * moved:.1f} % of ‖g‖²" in " ".join(README.split())
