@@ -92,9 +92,11 @@ def test_the_published_average_counts_every_row_with_itself():
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(mean_cosine(jnp.asarray(rows)), np.mean(units @ units.T), rtol=1e-12)
     # 1/1024 at layer 0, and recomputed from the recursion: theory.md P1.
-    predicted = quick_measurement("cone_effect")[0].published_recursion.values
-    np.testing.assert_allclose(predicted[0], 1 / 1024, rtol=1e-9)
-    np.testing.assert_allclose(predicted[1:], [0.3203, 0.4966, 0.6094, 0.6885, 0.7484], atol=1e-4)
+    measured = quick_measurement("cone_effect")[0]
+    recomputed = [1 / 1024, 0.3203, 0.4966, 0.6094, 0.6885, 0.7484]
+    np.testing.assert_allclose(measured.infinite_width.values, recomputed, atol=1e-4)
+    # The near miss: what width 512 adds is seen at every layer but the first.
+    assert np.all(measured.published_recursion.values[1:] - recomputed[1:] > 2e-4)
 
 
 def test_threshold_is_sufficient_and_not_necessary():
