@@ -45,38 +45,42 @@ def _log_partition_jvp(paired, block_size, primals, tangents):
 
 def _value_and_gradient(a, b, row_weights, column_weights, paired, block_size):
     """F, log R [n_x], log C [n_y], ∂F/∂a, ∂F/∂b."""
-    if block_size is not None:
+    if block_size is not None and not paired:
         return _by_blocks(a, b, row_weights, column_weights, block_size)
-    return _dense(paired)(a, b, row_weights, column_weights)
+    return _guarded(paired, block_size)(a, b, row_weights, column_weights)
 
 
 @functools.cache
-def _dense(paired: bool):
-    """The dense pass: the shared exponential, and the safe path where it would overflow or underflow.
+def _guarded(paired: bool, block_size: int | None):
+    """The shared exponential, and the safe path where it would overflow or underflow.
 
     `lax.cond` under vmap would run both paths for everybody; here a batch runs the safe one only if a member needs it.
     """
-    shared = functools.partial(_shared_exponential, paired=paired)
+    if block_size is None:
+        shared, safe = functools.partial(_shared_exponential, paired=paired), _two_exponentials
+    else:
+        shared = functools.partial(_shared_by_blocks, block_size=block_size)
+        safe = functools.partial(_by_blocks, block_size=block_size)
 
-    def choose(safe, results, two):
-        return jax.lax.cond(safe, lambda: results, two)
+    def choose(is_safe, results, two):
+        return jax.lax.cond(is_safe, lambda: results, two)
 
     @jax.custom_batching.custom_vmap
-    def dense(*operands):
+    def guarded(*operands):
         is_safe, results = shared(*operands)
-        return choose(is_safe, results, lambda: _two_exponentials(*operands))
+        return choose(is_safe, results, lambda: safe(*operands))
 
-    @dense.def_vmap
+    @guarded.def_vmap
     def batched(size, is_batched, *operands):
         operands = [
             leaf if mapped else jnp.broadcast_to(leaf, (size, *leaf.shape))
             for leaf, mapped in zip(operands, is_batched, strict=True)
         ]
         are_safe, results = jax.vmap(shared)(*operands)
-        results = choose(jnp.all(are_safe), results, lambda: jax.vmap(_two_exponentials)(*operands))
+        results = choose(jnp.all(are_safe), results, lambda: jax.vmap(safe)(*operands))
         return results, jax.tree.map(lambda _: True, results)
 
-    return dense
+    return guarded
 
 
 def _shared_exponential(a, b, row_weights, column_weights, *, paired):
@@ -90,8 +94,7 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
     else:
         scores = a @ b.T
         shifts = jnp.max(scores, axis=1)
-    highest = jnp.max(shifts)
-    factors = jnp.exp(shifts - highest)
+    factors = jnp.exp(shifts - jnp.max(shifts))
     cut = _row_blocks(len(a)) if paired else lambda rows: [rows]
     # Blocks are written out: a loop would fill its stacked output with zeros first, and copy every block into it.
     exponentials, columns = [], 0.0
@@ -99,18 +102,49 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
         exponentials.append(_barrier(jnp.exp((rows @ b.T if paired else scores) - shift[:, None])))
         columns += factor @ exponentials[-1]  # a product: XLA sums over columns five times slower
     rows = jnp.concatenate([jnp.sum(block, axis=1) for block in exponentials])
-    over_rows, over_columns = jnp.log(rows) + shifts, jnp.log(columns) + highest
-    value = 0.5 * (row_weights @ over_rows + column_weights @ over_columns)
-    per_row, per_column = 0.5 * row_weights / rows, 0.5 * column_weights / columns
+    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, row_weights, column_weights)
     slopes_a, slope_b = [], 0.0
     for block, part, scale, factor in zip(exponentials, cut(a), cut(per_row), cut(factors), strict=True):
         probabilities = _barrier(block * (scale[:, None] + factor[:, None] * per_column[None, :]))
         slopes_a.append(probabilities @ b)
         # (aᵀP)ᵀ with the transposes kept from being merged: Pᵀa itself is multiplied at a fifth of the speed.
         slope_b += _barrier(_barrier(part.T) @ probabilities)
-    tiny = float(jnp.finfo(a.dtype).tiny)
-    is_safe = (jnp.max(rows) < 1e12) & (jnp.min(columns) > tiny * 1e13)
-    return is_safe, (value, over_rows, over_columns, jnp.concatenate(slopes_a), _barrier(slope_b).T)
+    return is_safe, (*sums, jnp.concatenate(slopes_a), _barrier(slope_b).T)
+
+
+def _from_sums(rows, columns, shifts, row_weights, column_weights):
+    """is_safe; (F, log R, log C); ½ w_k/Σ_i E_ki and ½ v_i/Σ_k E_ki e^{t_k − M}: from these sums of E and the shifts t."""
+    over_rows, over_columns = jnp.log(rows) + shifts, jnp.log(columns) + jnp.max(shifts)
+    value = 0.5 * (row_weights @ over_rows + column_weights @ over_columns)
+    is_safe = (jnp.max(rows) < 1e12) & (jnp.min(columns) > float(jnp.finfo(rows.dtype).tiny) * 1e13)
+    return is_safe, (value, over_rows, over_columns), 0.5 * row_weights / rows, 0.5 * column_weights / columns
+
+
+def _shared_by_blocks(a, b, row_weights, column_weights, *, block_size):
+    """The same for paired rows with a block of them in memory at a time: the exponentials are taken twice."""
+    shifts = jnp.sum(a * b, axis=1)
+    factors = jnp.exp(shifts - jnp.max(shifts))
+    highest = float(jnp.finfo(a.dtype).max / 4)  # shift of a padded row: its exponentials are 0
+    blocks = (_cut(a, block_size), _cut(shifts, block_size, highest), _cut(factors, block_size))
+
+    def sums(columns, block):
+        rows, shift, factor = block
+        exponentials = _barrier(jnp.exp(rows @ b.T - shift[:, None]))
+        return columns + factor @ exponentials, jnp.sum(exponentials, axis=1)
+
+    columns, rows = jax.lax.scan(sums, jnp.zeros(len(b), a.dtype), blocks)
+    rows = rows.reshape(-1)[: len(a)]
+    is_safe, sums_found, per_row, per_column = _from_sums(rows, columns, shifts, row_weights, column_weights)
+
+    def slopes(slope_b, block):
+        rows, shift, factor, scale = block
+        weights = scale[:, None] + factor[:, None] * per_column[None, :]
+        probabilities = _barrier(jnp.exp(rows @ b.T - shift[:, None]) * weights)
+        return slope_b + _barrier(_barrier(rows.T) @ probabilities), probabilities @ b
+
+    start = jnp.zeros((a.shape[1], len(b)), a.dtype)
+    slope_b, slope_a = jax.lax.scan(slopes, start, (*blocks, _cut(per_row, block_size)))
+    return is_safe, (*sums_found, slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T)
 
 
 def _row_blocks(n: int):
