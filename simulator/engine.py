@@ -126,6 +126,16 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
+def agreed(number: int) -> int:
+    """The first process's number, in all processes. What hangs on a clock must be agreed on: were a call cut at different
+    steps, the messages of one block of replicas would meet those of another, and gradients would be wrong in silence."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def spread(keys: jax.Array, layout: Layout) -> jax.Array:
     """Random keys [R] laid over the devices of all processes; every process passes the same keys."""
     if jax.process_count() == 1:

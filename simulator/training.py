@@ -143,7 +143,7 @@ def train_replicas(
         for stop in steps[len(rows) :]:
             for first, last in _slices(at, int(stop), bar):
                 state = jax.block_until_ready(replica.advance(template, values, state, first, last, layout=layout))
-                if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
+                if checkpoint is not None and engine.agreed(time.monotonic() - saved_at > checkpoint.seconds):
                     columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
                     checkpoint.save(int(last), _plain(state), columns)
                     saved_at = time.monotonic()
@@ -182,7 +182,7 @@ def _slices(start: int, stop: int, bar):
         yield np.int32(start), np.int32(last)  # one type, one compilation
         seconds = time.monotonic() - started
         bar.update(int(last - start))
-        length = max(1, int(length * min(4.0, 1.0 / max(seconds, 1e-3))))
+        length = engine.agreed(max(1, int(length * min(4.0, 1.0 / max(seconds, 1e-3)))))
         start = last
 
 
