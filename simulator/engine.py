@@ -127,8 +127,8 @@ def fetch(tree: Any) -> Any:
 
 
 def agreed(number: int) -> int:
-    """The first process's number, in all processes. What hangs on a clock must be agreed on: were a call cut at different
-    steps, the messages of one block of replicas would meet those of another, and gradients would be wrong in silence."""
+    """The first process's number, in all processes. What hangs on a clock or a machine must be agreed on: were a call cut
+    at different steps, the messages of one block of replicas would meet those of another, and gradients be wrong in silence."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils

@@ -194,7 +194,8 @@ def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block:
     if replicas_per_block is None:
         known = engine.calibrated_block_size(_shape_of_work(template), None)
         fitting = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
-        replicas_per_block = min(fitting, -(-count // jax.device_count()))
+        # Machines that work together may have measured different sizes, and must cut alike.
+        replicas_per_block = engine.agreed(min(fitting, -(-count // jax.device_count())))
     layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
     values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
     values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}

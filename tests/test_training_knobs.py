@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import simulator as sim
+from simulator.encoders import _relu
 from simulator.experiment import split_traced
 from simulator.training import initial_params, train_replicas
 
@@ -47,6 +48,20 @@ def test_swapping_every_pair_changes_nothing_and_half_of_them_closes_the_gap(key
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_relu_and_its_derivative(dtype):
+    """By a product instead of a selection; 0 at 0, as everywhere in JAX."""
+    limits = jnp.finfo(dtype)
+    rows = jnp.asarray([-jnp.inf, limits.min, -1, -limits.tiny, -0.0, 0.0, limits.tiny, 1, limits.max, jnp.inf], dtype)
+    for function in (_relu, jax.vmap(_relu), jax.jit(_relu)):
+        np.testing.assert_array_equal(function(rows), jax.nn.relu(rows))
+    slope = lambda f: jax.vmap(jax.grad(lambda r: 3.0 * f(r)))(rows)  # noqa: E731
+    np.testing.assert_array_equal(slope(_relu), slope(jax.nn.relu))
+    assert np.isnan(_relu(jnp.asarray(jnp.nan, dtype)))
+    # Near miss: one whose derivative at 0 is 1/2.
+    assert not np.array_equal(slope(_relu), slope(lambda r: jnp.maximum(r, 0.0)))
+
+
 def test_swapped_step_by_hand(key):
     """One step of SGD on free rows is the gradient of the loss with some rows exchanged, and with no others."""
     experiment = dataclasses.replace(TABLE, swap_probability=0.5)
