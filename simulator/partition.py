@@ -124,8 +124,8 @@ def _shared_by_blocks(a, b, row_weights, column_weights, *, block_size):
     """The same for paired rows with a block of them in memory at a time: the exponentials are taken twice."""
     shifts = jnp.sum(a * b, axis=1)
     factors = jnp.exp(shifts - jnp.max(shifts))
-    highest = float(jnp.finfo(a.dtype).max / 4)  # shift of a padded row: its exponentials are 0
-    blocks = (_cut(a, block_size), _cut(shifts, block_size, highest), _cut(factors, block_size))
+    # A padded row is zero, with factor and scale 0: its exponentials are 1 and are counted nowhere.
+    blocks = tuple(_cut(leaf, block_size) for leaf in (a, shifts, factors))
 
     def sums(columns, block):
         rows, shift, factor = block
