@@ -106,19 +106,20 @@ def _passes(size: float, numbers: float) -> tuple[float, float]:
 
 def sharded_cost(n: int, embed_dim: int = EMBED, *, shards: int) -> Cost:
     """A batch spread over `shards` devices, with the ring loss: the logits are computed twice (once for the sums, once
-    for the slopes), four exponentials each; rows, sums and slopes travel around the ring; gradients are summed over all.
+    for the slopes), one exponential and three passes each; rows, sums and slopes travel around the ring; the gradients,
+    the largest shift, the loss and whether its exponential was safe are gathered from all.
 
-    Sent by a device: n (3 d + 2) numbers, whatever `shards` is, in 5 · shards messages; and 2 (1 − 1/shards) · parameters
-    in 2 (shards − 1) messages for the gradients.
+    Sent by a device: n (3 d + 2) numbers, whatever `shards` is, in 5 · shards messages; 2 (1 − 1/shards) · parameters in
+    2 (shards − 1) messages for the gradients; three single numbers in 2 log₂ shards messages each.
     """
     rows = n / shards
     flops = (tower_flops(n, embed_dim) + 4 * 2.0 * n * n * embed_dim) / shards
     sent = messages = 0.0
     if shards > 1:
         sent = 4.0 * (n * (3 * embed_dim + 2) + 2 * (1 - 1 / shards) * parameters(embed_dim))
-        messages = 5.0 * shards + 2 * (shards - 1)
-    passes = (*_tower_passes(rows, embed_dim), _passes(min(rows, ROWS_AT_ONCE) * rows, 14 * n * rows))
-    return Cost(flops, passes, 4.0 * n * rows, sent, messages)
+        messages = 5.0 * shards + 2 * (shards - 1) + 3 * 2 * np.log2(shards)
+    passes = (*_tower_passes(rows, embed_dim), _passes(min(rows, ROWS_AT_ONCE) * rows, 6 * n * rows))
+    return Cost(flops, passes, 2.0 * n * rows, sent, messages)
 
 
 def seconds(cost: Cost, machine: Machine) -> float:

@@ -47,20 +47,22 @@ def _value_and_gradient(a, b, row_weights, column_weights, paired, block_size):
     """F, log R [n_x], log C [n_y], ∂F/∂a, ∂F/∂b."""
     if block_size is not None and not paired:
         return _by_blocks(a, b, row_weights, column_weights, block_size)
-    return _guarded(paired, block_size)(a, b, row_weights, column_weights)
+    return _on_one_device(paired, block_size)(a, b, row_weights, column_weights)
 
 
 @functools.cache
-def _guarded(paired: bool, block_size: int | None):
-    """The shared exponential, and the safe path where it would overflow or underflow.
+def _on_one_device(paired: bool, block_size: int | None):
+    if block_size is None:
+        return _guarded(functools.partial(_shared_exponential, paired=paired), _two_exponentials)
+    blocks = dict(block_size=block_size)
+    return _guarded(functools.partial(_shared_by_blocks, **blocks), functools.partial(_by_blocks, **blocks))
+
+
+def _guarded(shared, safe):
+    """`shared`, which returns (is_safe, results), and `safe` instead where its exponential would over- or underflow.
 
     `lax.cond` under vmap would run both paths for everybody; here a batch runs the safe one only if a member needs it.
     """
-    if block_size is None:
-        shared, safe = functools.partial(_shared_exponential, paired=paired), _two_exponentials
-    else:
-        shared = functools.partial(_shared_by_blocks, block_size=block_size)
-        safe = functools.partial(_by_blocks, block_size=block_size)
 
     def choose(is_safe, results, two):
         return jax.lax.cond(is_safe, lambda: results, two)
@@ -94,7 +96,8 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
     else:
         scores = a @ b.T
         shifts = jnp.max(scores, axis=1)
-    factors = jnp.exp(shifts - jnp.max(shifts))
+    highest = jnp.max(shifts)
+    factors = jnp.exp(shifts - highest)
     cut = _row_blocks(len(a)) if paired else lambda rows: [rows]
     # Blocks are written out: a loop would fill its stacked output with zeros first, and copy every block into it.
     exponentials, columns = [], 0.0
@@ -102,7 +105,7 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
         exponentials.append(_barrier(jnp.exp((rows @ b.T if paired else scores) - shift[:, None])))
         columns += factor @ exponentials[-1]  # a product: XLA sums over columns five times slower
     rows = jnp.concatenate([jnp.sum(block, axis=1) for block in exponentials])
-    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, row_weights, column_weights)
+    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
     slopes_a, slope_b = [], 0.0
     for block, part, scale, factor in zip(exponentials, cut(a), cut(per_row), cut(factors), strict=True):
         probabilities = _barrier(block * (scale[:, None] + factor[:, None] * per_column[None, :]))
@@ -112,9 +115,9 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
     return is_safe, (*sums, jnp.concatenate(slopes_a), _barrier(slope_b).T)
 
 
-def _from_sums(rows, columns, shifts, row_weights, column_weights):
-    """is_safe; (F, log R, log C); ½ w_k/Σ_i E_ki and ½ v_i/Σ_k E_ki e^{t_k − M}: from these sums of E and the shifts t."""
-    over_rows, over_columns = jnp.log(rows) + shifts, jnp.log(columns) + jnp.max(shifts)
+def _from_sums(rows, columns, shifts, highest, row_weights, column_weights):
+    """is_safe; (F, log R, log C); ½ w_k/Σ_i E_ki and ½ v_i/Σ_k E_ki e^{t_k − M}: from these sums of E, the shifts t and M."""
+    over_rows, over_columns = jnp.log(rows) + shifts, jnp.log(columns) + highest
     value = 0.5 * (row_weights @ over_rows + column_weights @ over_columns)
     is_safe = (jnp.max(rows) < 1e12) & (jnp.min(columns) > float(jnp.finfo(rows.dtype).tiny) * 1e13)
     return is_safe, (value, over_rows, over_columns), 0.5 * row_weights / rows, 0.5 * column_weights / columns
@@ -123,28 +126,39 @@ def _from_sums(rows, columns, shifts, row_weights, column_weights):
 def _shared_by_blocks(a, b, row_weights, column_weights, *, block_size):
     """The same for paired rows with a block of them in memory at a time: the exponentials are taken twice."""
     shifts = jnp.sum(a * b, axis=1)
-    factors = jnp.exp(shifts - jnp.max(shifts))
-    # A padded row is zero, with factor and scale 0: its exponentials are 1 and are counted nowhere.
-    blocks = tuple(_cut(leaf, block_size) for leaf in (a, shifts, factors))
+    highest = jnp.max(shifts)
+    factors = jnp.exp(shifts - highest)
+    rows, columns = _shared_sums(a, b, shifts, factors, block_size)
+    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
+    return is_safe, (*sums, *_shared_slopes(a, b, shifts, factors, per_row, per_column, block_size))
 
-    def sums(columns, block):
+
+def _shared_sums(a, b, shifts, factors, block_size: int):
+    """(Σ_i E_ki [n_x], Σ_k E_ki e^{t_k − M} [n_y]), `block_size` rows of E in memory at a time."""
+
+    def step(columns, block):
         rows, shift, factor = block
         exponentials = _barrier(jnp.exp(rows @ b.T - shift[:, None]))
         return columns + factor @ exponentials, jnp.sum(exponentials, axis=1)
 
-    columns, rows = jax.lax.scan(sums, jnp.zeros(len(b), a.dtype), blocks)
-    rows = rows.reshape(-1)[: len(a)]
-    is_safe, sums_found, per_row, per_column = _from_sums(rows, columns, shifts, row_weights, column_weights)
+    # A padded row is zero, with factor and scale 0: its exponentials are 1 and are counted nowhere.
+    blocks = tuple(_cut(leaf, block_size) for leaf in (a, shifts, factors))
+    columns, rows = jax.lax.scan(step, jnp.zeros(len(b), a.dtype), blocks)
+    return rows.reshape(-1)[: len(a)], columns
 
-    def slopes(slope_b, block):
+
+def _shared_slopes(a, b, shifts, factors, per_row, per_column, block_size: int):
+    """(P b [n_x, p], Pᵀ a [n_y, p]) with P_ki = E_ki (per_row_k + e^{t_k − M} per_column_i), by the same blocks."""
+
+    def step(slope_b, block):
         rows, shift, factor, scale = block
         weights = scale[:, None] + factor[:, None] * per_column[None, :]
         probabilities = _barrier(jnp.exp(rows @ b.T - shift[:, None]) * weights)
         return slope_b + _barrier(_barrier(rows.T) @ probabilities), probabilities @ b
 
-    start = jnp.zeros((a.shape[1], len(b)), a.dtype)
-    slope_b, slope_a = jax.lax.scan(slopes, start, (*blocks, _cut(per_row, block_size)))
-    return is_safe, (*sums_found, slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T)
+    blocks = tuple(_cut(leaf, block_size) for leaf in (a, shifts, factors, per_row))
+    slope_b, slope_a = jax.lax.scan(step, jnp.zeros((a.shape[1], len(b)), a.dtype), blocks)
+    return slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T
 
 
 def _row_blocks(n: int):
@@ -237,29 +251,7 @@ def _ring(a, b, axis_name, block_size):
 
 
 def _ring_forward(a, b, axis_name, block_size):
-    shards = jax.lax.axis_size(axis_name)
-    weights = jnp.full(len(a), 1.0 / (shards * len(a)), a.dtype)
-    onward = lambda tree: jax.tree.map(  # noqa: E731
-        lambda leaf: jax.lax.ppermute(leaf, axis_name, [(i, (i + 1) % shards) for i in range(shards)]), tree
-    )
-    empty = jnp.full(len(a), jnp.finfo(a.dtype).min / 4)
-
-    def sums(_, state):
-        over_rows, visitor, over_columns = state
-        rows, columns = sums_by_blocks(a, visitor, block_size)
-        return jnp.logaddexp(over_rows, rows), *onward((visitor, jnp.logaddexp(over_columns, columns)))
-
-    over_rows, b, over_columns = jax.lax.fori_loop(0, shards, sums, (empty, b, empty))
-
-    def slopes(_, state):
-        slope_a, visitor, over_columns, slope_b = state
-        here, there = slopes_by_blocks(a, visitor, over_rows, over_columns, weights, weights, block_size)
-        return slope_a + here, *onward((visitor, over_columns, slope_b + there))
-
-    start = (jnp.zeros_like(a), b, over_columns, jnp.zeros_like(b))
-    slope_a, _, _, slope_b = jax.lax.fori_loop(0, shards, slopes, start)
-    value = jax.lax.psum(0.5 * (weights @ over_rows + weights @ over_columns), axis_name)
-    return value, (slope_a, slope_b)
+    return _on_a_ring(axis_name, block_size)(a, b)
 
 
 def _ring_backward(axis_name, block_size, slopes, cotangent):
@@ -267,3 +259,76 @@ def _ring_backward(axis_name, block_size, slopes, cotangent):
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
+
+
+@functools.cache
+def _on_a_ring(axis_name: str, block_size: int):
+    where = dict(axis_name=axis_name, block_size=block_size)
+    return _guarded(functools.partial(_shared_on_ring, **where), functools.partial(_safe_on_ring, **where))
+
+
+def _around(axis_name: str, step, here, travelling):
+    """`here` after `step(here, travelling)`, which returns both, on every device that what travels passes by; and what
+    has travelled, at home again."""
+    shards = jax.lax.axis_size(axis_name)
+    onward = [(i, (i + 1) % shards) for i in range(shards)]
+
+    def hop(_, state):
+        here, travelling = step(*state)
+        return here, jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis_name, onward), travelling)
+
+    return jax.lax.fori_loop(0, shards, hop, (here, travelling))
+
+
+def _uniform(a, axis_name: str):
+    return jnp.full(len(a), 1.0 / (jax.lax.axis_size(axis_name) * len(a)), a.dtype)
+
+
+def _shared_on_ring(a, b, *, axis_name, block_size):
+    """(is_safe, (F, (∂F/∂a, ∂F/∂b))): the shifts of the local rows are their own, M is the largest of all devices."""
+    shifts, weights = jnp.sum(a * b, axis=1), _uniform(a, axis_name)
+    highest = jax.lax.pmax(jnp.max(shifts), axis_name)
+    factors = jnp.exp(shifts - highest)
+
+    def sums(rows, travelling):
+        visitor, columns = travelling
+        more_rows, more_columns = _shared_sums(a, visitor, shifts, factors, block_size)
+        return rows + more_rows, (visitor, columns + more_columns)
+
+    rows, (b, columns) = _around(axis_name, sums, jnp.zeros_like(shifts), (b, jnp.zeros_like(shifts)))
+    is_safe, (value, *_), per_row, per_column = _from_sums(rows, columns, shifts, highest, weights, weights)
+
+    def slopes(slope_a, travelling):
+        visitor, per_column, slope_b = travelling
+        here, there = _shared_slopes(a, visitor, shifts, factors, per_row, per_column, block_size)
+        return slope_a + here, (visitor, per_column, slope_b + there)
+
+    start = (b, per_column, jnp.zeros_like(b))
+    slope_a, (*_, slope_b) = _around(axis_name, slopes, jnp.zeros_like(a), start)
+    # The safe path exchanges messages, and XLA's devices wait for each other in them, those of other rings too: all
+    # devices of the mesh take the same path.
+    every_axis = jax.sharding.get_abstract_mesh().manual_axes
+    are_safe = jax.lax.pmin(is_safe.astype(jnp.int32), every_axis) == 1
+    return are_safe, (jax.lax.psum(value, axis_name), (slope_a, slope_b))
+
+
+def _safe_on_ring(a, b, *, axis_name, block_size):
+    """The same without is_safe, every exponential shifted by its own maximum."""
+    weights = _uniform(a, axis_name)
+    empty = jnp.full(len(a), jnp.finfo(a.dtype).min / 4, a.dtype)
+
+    def sums(over_rows, travelling):
+        visitor, over_columns = travelling
+        rows, columns = sums_by_blocks(a, visitor, block_size)
+        return jnp.logaddexp(over_rows, rows), (visitor, jnp.logaddexp(over_columns, columns))
+
+    over_rows, (b, over_columns) = _around(axis_name, sums, empty, (b, empty))
+
+    def slopes(slope_a, travelling):
+        visitor, over_columns, slope_b = travelling
+        here, there = slopes_by_blocks(a, visitor, over_rows, over_columns, weights, weights, block_size)
+        return slope_a + here, (visitor, over_columns, slope_b + there)
+
+    slope_a, (*_, slope_b) = _around(axis_name, slopes, jnp.zeros_like(a), (b, over_columns, jnp.zeros_like(b)))
+    value = jax.lax.psum(0.5 * (weights @ over_rows + weights @ over_columns), axis_name)
+    return value, (slope_a, slope_b)

@@ -1,6 +1,7 @@
 """The counted costs, against XLA's own count, the program that is sent, and the stored measurement."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -77,24 +78,27 @@ def test_counted_bytes_are_those_that_the_ring_sends(shards):
         mesh=mesh, in_specs=(rows, rows), out_specs=(jax.sharding.PartitionSpec(), (rows, rows)), check_vma=False,
     )  # fmt: skip
     example = jnp.zeros((n, d), jnp.float32)
-    hops = _permuted(jax.make_jaxpr(ring)(example, example).jaxpr)
+    program = jax.make_jaxpr(ring)(example, example).jaxpr
+    hops, scalars = (_sent(program, names) for names in ({"ppermute"}, {"psum", "pmax", "pmin"}))
     numbers, messages = sum(hops) * shards, len(hops) * shards  # every hop of the two loops is made `shards` times
     cost = sharded_cost(n, d, shards=shards)
     gradients = 2 * (1 - 1 / shards) * parameters(d)
     assert 4 * (numbers + gradients) == pytest.approx(cost.sent)
-    assert messages + 2 * (shards - 1) == cost.messages
+    assert scalars == [1, 1, 1]
+    assert messages + 2 * (shards - 1) + 2 * np.log2(shards) * len(scalars) == cost.messages
     # Negative control: a ring in which the slopes stayed where they are would send 2 d + 2 numbers per row.
     assert 4 * (n * (2 * d + 2) + gradients) != pytest.approx(cost.sent)
 
 
-def _permuted(jaxpr) -> list[int]:
-    """Sizes of all arrays that a jaxpr permutes along a mesh axis, inner jaxprs included."""
+def _sent(jaxpr, primitives) -> list[int]:
+    """Sizes of all arrays that a jaxpr sends along a mesh axis by these primitives, inner jaxprs included; of those of a
+    `cond`, the one that needs least: the safe path of the loss sends everything again."""
     sizes = []
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "ppermute":
+        if equation.primitive.name in primitives:
             sizes += [variable.aval.size for variable in equation.invars]
-        for inner in jaxprs_in_params(equation.params):
-            sizes += _permuted(inner)
+        inner = [_sent(inner, primitives) for inner in jaxprs_in_params(equation.params)]
+        sizes += min(inner, key=sum) if equation.primitive.name == "cond" else itertools.chain(*inner)
     return sizes
 
 

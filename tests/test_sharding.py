@@ -46,6 +46,23 @@ for similarity in ("cosine", "sqeuclidean"):
             np.testing.assert_allclose(found, right, rtol=1e-11, atol=1e-13)
         result[f"{similarity} {block_size}"] = float(value)
 
+# Three replicas at a time on two pairs of devices. On the first pair partners of one replica are each other's opposite:
+# e^2000 needs the safe path, and its messages, there and not on the second pair.
+pairs = jax.make_mesh((2, 2), ("replica", "batch"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+many = rng.normal(size=(6, 24, 5))
+partners = many + 0.1 * rng.normal(size=many.shape)
+partners[1] *= -1
+spread = P("replica", "batch")
+loss = lambda x, y: sharded_info_nce(x, y, axis_name="batch", temperature=1e-3, block_size=5)
+local = jax.vmap(jax.value_and_grad(loss, (0, 1)))
+ring = jax.shard_map(local, mesh=pairs, in_specs=(spread, spread), out_specs=(P("replica"), (spread, spread)), check_vma=False)
+found = jax.jit(ring, out_shardings=jax.sharding.NamedSharding(pairs, P()))(many, partners)
+wanted = jax.vmap(jax.value_and_grad(lambda x, y: info_nce(x, y, temperature=1e-3), (0, 1)))(many, partners)
+for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    f, w = np.asarray(f), np.asarray(w)
+    np.testing.assert_allclose(f, w, rtol=1e-10, atol=1e-11 * np.abs(w).max())
+result["opposite"] = np.asarray(found[0]).tolist()
+
 common = dict(data=sim.LatentPairs(96), encoder_x=sim.MLP(16, embed_dim=8), encoder_y=sim.MLP(16, embed_dim=8),
               batch_size=48, steps=60, eval_pairs=32, eval_points=4, dtype="float64", loss=sim.InfoNCE(sim.Learned(0.1)))
 from simulator import engine, training
