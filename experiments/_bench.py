@@ -260,7 +260,7 @@ def draw(data):
     ):
         _draw_cost(axis, rows, name, per_core, summary["cores"])
         axis.set(title=title, xlabel=f"{'batch size' if name == 'n' else 'embedding dimension'} {name}")
-    _draw_profile(axes[1, 1], data, per_core)
+    _draw_profile(axes[1, 1], data, own[own.d == EMBED].set_index("n").matmul_fraction)
     _figures.legend_above(figure, axes[0, 0], ncols=5)
     return _figures.lettered(figure)
 
@@ -299,7 +299,8 @@ def _draw_cost(axis, rows, name, per_core, cores):
     axis.legend(loc="upper left")
 
 
-def _draw_profile(axis, data, per_core):
+def _draw_profile(axis, data, product_share):
+    """product_share: of the timed steps, by batch size: a traced run is slowed down, by a third at times."""
     shades = (*_figures.COLORS, _figures.CONTROL)
     batches = data["batch"].values
     profile = data["profile"].values
@@ -310,7 +311,7 @@ def _draw_profile(axis, data, per_core):
             axis.barh(np.arange(len(batches)), seconds / total, left=left, color=color, label=str(part), height=0.6)
         left += seconds / total
     for row, n in enumerate(batches):
-        axis.plot([step_cost(int(n)).flops / per_core / total[row]] * 2, [row - 0.4, row + 0.4], "k--")
+        axis.plot([product_share[n]] * 2, [row - 0.4, row + 0.4], "k--")
     axis.set_yticks(np.arange(len(batches)), [f"{n:,}" for n in batches])
     axis.set(xlabel="share of core-seconds", ylabel="batch size n", title="where the cycles go")
     axis.set(xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7))
