@@ -1,9 +1,10 @@
 """What survives Ctrl-C, a kill or a full disk: the chunks of a sweep (zarr), and the state of a long run (orbax).
 
-A sweep is cut into chunks of replicas. The arrays of a chunk are one zarr chunk each; `done[chunk]` is set after they
-are written, and only `done` is trusted. A chunk is a function of the configuration alone, so writing one twice
-changes nothing; processes that share a store still keep out of each other's way through a lock per chunk, which the
-operating system drops when its holder dies.
+A sweep is cut into chunks of replicas. The arrays of a chunk are one zarr chunk each; after them their checksum is
+written, then `done[chunk]`. A chunk without `done`, or whose files are no longer those of the checksum (a power cut may
+keep what was written last and lose what was written first), is trained again. A chunk is a function of the configuration
+alone, so writing one twice changes nothing; processes that share a store still keep out of each other's way through a
+lock per chunk, which the operating system drops when its holder dies.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import fcntl
 import hashlib
 import json
 import shutil
+import warnings
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from simulator.store import whole_file
 
 RESULTS = "results.zarr"
-FORMAT = 1  # raised when the layout below changes: older stores are then refused with a word
+STORE_FORMAT, CHECKPOINT_FORMAT = 2, 1  # raised when the layout changes: what is older is then refused with a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +73,8 @@ def open_store(
       ValueError: the store holds another sweep, or is no store.
       OSError: it cannot be written.
     """
-    import zarr
-
     path = Path(path)
-    identity = _identity(config)
+    identity = _identity(STORE_FORMAT, config)
     if path.is_file():
         raise ValueError(f"{path} is a file; a sweep is stored in a folder")
     with _said_where(path):
@@ -84,30 +85,55 @@ def open_store(
                 # Last: a store without this file was never finished making, and is made again.
                 with whole_file(path / "sweep.json") as draft:
                     draft.write_text(json.dumps(dict(identity=identity, config=config), indent=1) + "\n")
-        try:
-            made = json.loads((path / "sweep.json").read_text())
-            cut: Any = zarr.open_group(path / RESULTS, mode="r").attrs["cut"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise ValueError(f"{path} is not a whole store ({error}); move it away") from error
-    if made["identity"] != identity:
+    made = _read_json(path / "sweep.json")
+    if made.get("identity") != identity:
         differing = sorted(_differences(made.get("config"), config)) or ["the format of the store"]
         raise ValueError(
             f"{path} holds another sweep; it differs in {', '.join(differing)}. Give another folder, or the settings that "
             "the store was made with"
         )
-    return SweepStore(path, **cut)
+    store, _ = _open(path)
+    _forget_damaged(store)
+    return store
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of the sweep in a store."""
+    if not (Path(path) / "sweep.json").exists():
+        raise ValueError(f"{path} holds no sweep; give the folder that `sweep` was called with")
+    return _read_json(Path(path) / "sweep.json")["config"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((Path(path) / "sweep.json").read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no sweep ({error}); give the folder that `sweep` was called with") from error
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} was damaged ({error}); move its folder away and run again") from error
 
 
-def _identity(config) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, config], sort_keys=True).encode()).hexdigest()
+def _open(path: Path, mode: Literal["r", "r+"] = "r") -> tuple[SweepStore, Any]:
+    """The store that stands in a folder, and its zarr group."""
+    import zarr
+
+    try:
+        group: Any = zarr.open_group(path / RESULTS, mode=mode)
+        store = SweepStore(path, **group.attrs["cut"])
+        expected, found = group.attrs.get("arrays"), {name for name, _ in group.arrays()}
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is not a whole store ({error}); move it away and run again") from error
+    if expected is None:
+        raise ValueError(
+            f"{path} was made by an earlier version of this program; load it with that one, or train it again"
+        )
+    if missing := {*expected, "checksum", "done"} - found:
+        raise ValueError(
+            f"{path} is not a whole store (it lacks {', '.join(sorted(missing))}); move it away and run again"
+        )
+    return store, group
+
+
+def _identity(layout: int, config) -> str:
+    return hashlib.sha256(json.dumps([layout, config], sort_keys=True).encode()).hexdigest()
 
 
 def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block, arrays, attributes):
@@ -127,9 +153,11 @@ def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block
             fill_value=np.nan if np.dtype(dtype).kind == "f" else -1,
         )
     chunks = -(-group_size // replicas_per_chunk)
-    group.create_array("done", shape=(num_groups, chunks), chunks=(1, 1), dtype=bool, fill_value=False)
+    for name, dtype in (("checksum", "uint32"), ("done", bool)):
+        group.create_array(name, shape=(num_groups, chunks), chunks=(1, 1), dtype=dtype, fill_value=0)
     cut = dict(num_groups=num_groups, group_size=group_size, replicas_per_chunk=replicas_per_chunk)
-    group.attrs.update(dict(attributes) | dict(cut=cut | dict(replicas_per_block=replicas_per_block)))
+    cut["replicas_per_block"] = replicas_per_block
+    group.attrs.update(dict(attributes) | dict(cut=cut, arrays=sorted(arrays)))
 
 
 def finished(store: SweepStore) -> np.ndarray:
@@ -147,24 +175,70 @@ def claimed(store: SweepStore, group: int, chunk: int) -> Generator[bool, None, 
 
 
 def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, np.ndarray]) -> None:
-    """Write the arrays of a chunk [replicas, ...] and then its `done`. Trailing axes shorter than the store's leave the
-    rest at its fill value."""
-    import zarr
-
+    """Write the arrays of a chunk [replicas, ...], their checksum and then its `done`. Trailing axes shorter than the
+    store's leave the rest at its fill value."""
     with _said_where(store.path):
-        arrays: Any = zarr.open_group(store.path / RESULTS, mode="r+")
+        _, arrays = _open(store.path, "r+")
+        for folder in _data(store, group, chunk):  # of a writer that died; zarr would read it to fill it up
+            shutil.rmtree(folder, ignore_errors=True)
         for name, value in values.items():
             arrays[name][(group, store.rows(chunk), *(slice(0, n) for n in value.shape[1:]))] = value
+        arrays["checksum"][group, chunk] = _checksum(store, group, chunk)
         arrays["done"][group, chunk] = True
 
 
 def read_store(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays by name, [num_groups, group_size, ...], and the provenance; what is not done yet is NaN or −1."""
-    import zarr
+    """The arrays by name, [num_groups, group_size, ...], and the provenance; what is not done yet is NaN or −1.
 
-    group = zarr.open_group(Path(path) / RESULTS, mode="r")
-    arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if name != "done"}
-    return arrays, {name: value for name, value in group.attrs.items() if name != "cut"}
+    Raises:
+      ValueError: a chunk that is done was damaged since.
+    """
+    store, group = _open(Path(path))
+    if damaged := _damaged(store):
+        raise ValueError(
+            f"{path}: {len(damaged)} of {finished(store).sum()} finished chunks no longer hold what was written; run the same "
+            "sweep again, which trains them again and keeps the others"
+        )
+    arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if name not in ("checksum", "done")}
+    return arrays, {name: value for name, value in group.attrs.items() if name not in ("arrays", "cut")}
+
+
+def _data(store: SweepStore, group: int, chunk: int) -> list[Path]:
+    """The folders of a chunk's files: zarr keeps chunk (g, c, 0, …) of an array in <array>/c/g/c/0/…"""
+    arrays = sorted(p for p in (store.path / RESULTS).iterdir() if p.is_dir() and p.name not in ("checksum", "done"))
+    return [array / "c" / str(group) / str(chunk) for array in arrays]
+
+
+def _checksum(store: SweepStore, group: int, chunk: int) -> int:
+    """CRC-32 of a chunk's files, by name; an array that holds nothing but its fill value has none."""
+    total = 0
+    for folder in _data(store, group, chunk):
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            total = zlib.crc32(file.read_bytes(), zlib.crc32(str(file.relative_to(store.path)).encode(), total))
+    return total
+
+
+def _damaged(store: SweepStore, among: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
+    """The chunks (of some, or of all) that are done and whose files are not those that were written."""
+    _, arrays = _open(store.path)
+    done, written = np.asarray(arrays["done"][...]), np.asarray(arrays["checksum"][...])
+    chunks = [tuple(c) for c in np.argwhere(done).tolist()] if among is None else among
+    return [c for c in chunks if done[c] and _checksum(store, *c) != written[c]]
+
+
+def _forget_damaged(store: SweepStore) -> None:
+    """Take `done` from damaged chunks, with a warning, unless another process has them in hand."""
+    damaged = _damaged(store)
+    for group, chunk in damaged:
+        with _said_where(store.path), _locked(store.path / ".locks" / f"{group}.{chunk}", wait=False) as held:
+            if held and _damaged(store, [(group, chunk)]):  # still: another process may have mended it
+                _open(store.path, "r+")[1]["done"][group, chunk] = False
+    if damaged:
+        warnings.warn(
+            f"{store.path}: {len(damaged)} finished chunks no longer hold what was written (a power cut, a damaged disk, a "
+            "deleted file?); they are trained again",
+            stacklevel=4,  # the call of `sweep`
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,20 +256,28 @@ class Checkpoint:
         """(step, leaves of the state, columns of the history) as last saved, or None; `like` gives the leaves' types.
 
         Raises:
-          ValueError: the folder holds another run.
+          ValueError: the folder holds another run, or was damaged.
         """
         path = Path(self.path)
+        if path.is_file():
+            raise ValueError(f"{path} is a file; a checkpoint is stored in a folder")
         if not (path / "run.json").exists():
             return None
-        made = json.loads((path / "run.json").read_text())
-        if made["identity"] != _identity(self.config):
+        made = _read_json(path / "run.json")
+        if made["identity"] != _identity(CHECKPOINT_FORMAT, self.config):
             differing = sorted(_differences(made["config"], self.config)) or ["the format of the checkpoint"]
             raise ValueError(
                 f"{path} holds a checkpoint of another run; it differs in {', '.join(differing)}. Give another folder"
             )
         import orbax.checkpoint
 
-        saved = orbax.checkpoint.PyTreeCheckpointer().restore((path / made["state"]).absolute())
+        try:
+            saved = orbax.checkpoint.PyTreeCheckpointer().restore((path / made["state"]).absolute())
+        except Exception as error:  # of many kinds, from the libraries below orbax
+            raise ValueError(
+                f"the checkpoint {path / made['state']} was damaged and cannot be read ({str(error)[:200]}); "
+                f"remove {path} to start anew"
+            ) from error
         state = [
             np.asarray(saved["state"][str(i)]).astype(leaf.dtype) if leaf.size else leaf for i, leaf in enumerate(like)
         ]
@@ -213,7 +295,7 @@ class Checkpoint:
             numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}  # noqa: E731
             tree = dict(state=numbered(state), history=numbered(history))
             orbax.checkpoint.PyTreeCheckpointer().save((path / name).absolute(), tree, force=True)
-            made = dict(identity=_identity(self.config), config=self.config, step=step, state=name)
+            made = dict(identity=_identity(CHECKPOINT_FORMAT, self.config), config=self.config, step=step, state=name)
             with whole_file(path / "run.json") as draft:
                 draft.write_text(json.dumps(made, indent=1) + "\n")
             for old in path.glob("step_*"):

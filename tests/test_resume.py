@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,65 @@ def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experime
     first = sweep(experiment, **arguments)
     (tmp_path / "s" / "sweep.json").unlink()
     assert sweep(experiment, **arguments).equals(first)
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda file: file.unlink(), lambda file: os.truncate(file, file.stat().st_size // 2), flip_a_bit],
+    ids=["deleted", "cut off", "a bit flipped"],
+)
+def test_a_chunk_that_was_damaged_is_trained_again_and_no_other(tmp_path, experiment, monkeypatch, damage):
+    arguments = dict(over={"eval_pairs": [16, 32]}, seeds=2, key=jax.random.key(0), store=tmp_path / "s")
+    whole = sweep(experiment, **arguments)
+    damage(next(p for p in (tmp_path / "s" / resume.RESULTS / "x" / "c" / "1").rglob("*") if p.is_file()))
+    with pytest.raises(ValueError, match="1 of 2 finished chunks no longer hold what was written; run the same sweep"):
+        sim.load_sweep(tmp_path / "s")
+    module, trained = sys.modules["simulator.sweep"], []
+    train = module.train_replicas
+    monkeypatch.setattr(module, "train_replicas", lambda e, *a, **k: trained.append(e.eval_pairs) or train(e, *a, **k))
+    with pytest.warns(UserWarning, match="1 finished chunks no longer hold what was written.*trained again"):
+        mended = sweep(experiment, **arguments)
+    assert trained == [32]
+    assert mended.identical(whole)
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("sweep.json", "sweep.json was damaged"),
+        (f"{resume.RESULTS}/zarr.json", "is not a whole store"),
+        (f"{resume.RESULTS}/loss/zarr.json", "is not a whole store"),
+    ],
+)
+def test_a_store_whose_description_is_damaged_is_refused(tmp_path, experiment, file, says):
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    sweep(experiment, **arguments)
+    os.truncate(tmp_path / "s" / file, 10)
+    for call in (lambda: sweep(experiment, **arguments), lambda: sim.load_sweep(tmp_path / "s")):
+        with pytest.raises(ValueError, match=f"{says}.*move"):
+            call()
+    (tmp_path / "s" / file).unlink()
+    if file != "sweep.json":  # without it the store was never finished making
+        with pytest.raises(ValueError, match=r"is not a whole store.*move it away and run again"):
+            sweep(experiment, **arguments)
+
+
+def test_a_store_of_an_earlier_version_is_refused(tmp_path, experiment):
+    import zarr
+
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    sweep(experiment, **arguments)
+    group = zarr.open_group(tmp_path / "s" / resume.RESULTS)
+    del group.attrs["arrays"]
+    with pytest.raises(ValueError, match="an earlier version of this program; load it with that one"):
+        sim.load_sweep(tmp_path / "s")
 
 
 def test_functions_without_a_name_are_refused(tmp_path, experiment):
@@ -286,6 +346,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
     with pytest.raises(ValueError, match=r"another run; it differs in steps \(1 there, 2 here\)"):
         resume.Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
+
+
+def test_a_checkpoint_that_was_damaged_says_so(tmp_path):
+    saved = resume.Checkpoint(tmp_path / "c", dict(steps=1))
+    saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    shutil.rmtree(
+        tmp_path / "c" / "step_1"
+    )  # its parts are orbax's, which notices (and leaves threads behind in a test)
+    with pytest.raises(ValueError, match=r"step_1 was damaged and cannot be read.*remove .* to start anew"):
+        saved.restore([np.arange(3)])
+    os.truncate(tmp_path / "c" / "run.json", 10)
+    with pytest.raises(ValueError, match=r"run.json was damaged.*move its folder away"):
+        saved.restore([np.arange(3)])
+    with pytest.raises(ValueError, match="is a file; a checkpoint is stored in a folder"):
+        resume.Checkpoint(tmp_path / "c" / "run.json", dict(steps=1)).restore([np.arange(3)])
 
 
 @pytest.mark.slow
