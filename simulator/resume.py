@@ -16,6 +16,8 @@ import fcntl
 import hashlib
 import json
 import shutil
+import signal
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -28,6 +30,23 @@ from simulator.store import whole_file
 
 RESULTS = "results.zarr"
 STORE_FORMAT, CHECKPOINT_FORMAT = 2, 1  # raised when the layout changes: what is older is then refused with a word
+
+
+@contextlib.contextmanager
+def _unbroken() -> Generator[None, None, None]:
+    """Hear a Ctrl-C only at the end: zarr's threads, left in the middle, would print tracebacks of their own."""
+    heard: list[tuple] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *arguments: heard.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            before(*heard[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +130,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was damaged ({error}); move its folder away and run again") from error
 
 
+@_unbroken()
 def _open(path: Path, mode: Literal["r", "r+"] = "r") -> tuple[SweepStore, Any]:
     """The store that stands in a folder, and its zarr group."""
     import zarr
@@ -136,6 +156,7 @@ def _identity(layout: int, config) -> str:
     return hashlib.sha256(json.dumps([layout, config], sort_keys=True).encode()).hexdigest()
 
 
+@_unbroken()
 def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block, arrays, attributes):
     """An empty store; whatever stands there of one that was never finished making is replaced."""
     import zarr
@@ -160,6 +181,7 @@ def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block
     group.attrs.update(dict(attributes) | dict(cut=cut, arrays=sorted(arrays)))
 
 
+@_unbroken()
 def finished(store: SweepStore) -> np.ndarray:
     """Which chunks are done, [num_groups, chunks] of bool."""
     import zarr
@@ -174,6 +196,7 @@ def claimed(store: SweepStore, group: int, chunk: int) -> Generator[bool, None, 
         yield held and not finished(store)[group, chunk]
 
 
+@_unbroken()
 def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of a chunk [replicas, ...], their checksum and then its `done`. Trailing axes shorter than the
     store's leave the rest at its fill value."""
@@ -187,6 +210,7 @@ def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, 
         arrays["done"][group, chunk] = True
 
 
+@_unbroken()
 def read_store(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays by name, [num_groups, group_size, ...], and the provenance; what is not done yet is NaN or −1.
 
@@ -218,6 +242,7 @@ def _checksum(store: SweepStore, group: int, chunk: int) -> int:
     return total
 
 
+@_unbroken()
 def _damaged(store: SweepStore, among: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
     """The chunks (of some, or of all) that are done and whose files are not those that were written."""
     _, arrays = _open(store.path)

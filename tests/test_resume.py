@@ -194,6 +194,26 @@ def test_a_full_disk_ends_in_one_line_and_is_continued(tmp_path, experiment, mon
         np.testing.assert_array_equal(value, stored[name])
 
 
+def test_ctrl_c_waits_until_a_chunk_is_written(tmp_path, experiment, monkeypatch):
+    import zarr
+
+    write, interrupted = zarr.Array.__setitem__, []
+
+    def interrupt(self, *rest):
+        if self.name == "/loss":
+            interrupted.append(self.name)
+            signal.raise_signal(signal.SIGINT)
+        return write(self, *rest)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(zarr.Array, "__setitem__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(experiment, over={"batch_size": [16, 32]}, seeds=2, key=jax.random.key(0), store=tmp_path / "s")
+    assert len(interrupted) == 1  # heard before the second chunk
+    assert np.isfinite(sim.load_sweep(tmp_path / "s").loss.values).all(axis=(1, 2)).tolist() == [True, False]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 @pytest.mark.slow
 def test_a_size_that_is_swept_is_padded(experiment):
     data = sweep(experiment, over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0))
