@@ -10,6 +10,7 @@ differently, so that there the last bits move.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,6 +166,8 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict):
         known = {}
     if identity in known or seconds_per_replica is None:
         return known.get(identity)
@@ -177,7 +180,7 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
             break
     from simulator.store import whole_file
 
-    with whole_file(path) as draft:
+    with contextlib.suppress(OSError), whole_file(path) as draft:  # a home that is read-only: it is measured again
         draft.write_text(json.dumps(known | {identity: best}, indent=1) + "\n")
     return best
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+import numpy as np
 import optax
 
 from simulator.data import Digits, LatentPairs
@@ -118,15 +121,15 @@ def replace_field(config: Any, path: str, value: Any) -> Any:
 def split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
     """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
     those numbers. A 0 stays in place: it switches a knob off, and what is off should cost nothing."""
-    numbers = {}
+    found = {}
     for path in TRACED_FIELDS:
-        value = experiment
+        value: Any = experiment
         for name in path.split("."):
             value = getattr(value, name, None)
-        if isinstance(value, (int, float)) and value != 0:
-            numbers[path] = float(value)
+        if isinstance(value, (numbers.Real, np.ndarray, jax.Array)) and np.ndim(value) == 0 and value != 0:
+            found[path] = float(value)
             experiment = replace_field(experiment, path, 1.0)
-    return experiment, numbers
+    return experiment, found
 
 
 def join_traced(template: Experiment, values: dict[str, Any]) -> Experiment:

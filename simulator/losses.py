@@ -93,7 +93,8 @@ class Sigmoid:
 
 
 def normalize_rows(rows: Rows) -> jax.Array:
-    """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient."""
+    """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient. In float32 a row counts as zero below
+    a length of 1e-19, and its length must be less than 1e19."""
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
     is_zero = squares == 0
     # One division per row: per entry, forward and backward, they cost more than the rest of a small step's loss.
@@ -175,7 +176,7 @@ def sharded_info_nce(
     x: Rows, y: Rows, *, temperature, axis_name: str, similarity: Similarity = "cosine",
     block_size: int | None = None,
 ) -> jax.Array:  # fmt: skip
-    """`info_nce` of a batch whose rows are spread along a mesh axis, for use inside `jax.shard_map`.
+    """`info_nce` of a batch whose rows are spread along a mesh axis, for use inside `jax.shard_map(check_vma=False)`.
 
     Args:
       x, y: the local rows [n/P, d] of gallery and queries; row i pairs with row i.
@@ -188,8 +189,16 @@ def sharded_info_nce(
       the whole batch; `psum` what it gives for parameters that all devices share. Memory per device falls as 1/P, or as
       1/P² for the logits.
 
+    Raises:
+      ValueError: as `info_nce` does.
+
     Source: derived here; see `simulator.partition.ring_partition`.
     """
+    require_number("temperature", temperature, above=0.0)
+    require_one_of("similarity", similarity, SIMILARITIES)
+    require_paired(x, y)
+    if block_size is not None:
+        require_integer("block_size", block_size)
     a, b = _factors(x, y, temperature, similarity)
     # Every device adds its own pairs, so that a psum of gradients counts each pair once: the sum itself is psum'd
     # without a gradient through it.
@@ -203,12 +212,17 @@ def _factors(x, y, temperature, similarity: Similarity) -> tuple[jax.Array, jax.
     if similarity == "cosine":
         x, y = normalize_rows(x), normalize_rows(y)
     if similarity != "sqeuclidean":
-        return x / temperature, y
+        return _same_type(x / temperature, y)
     # −‖x − y‖² = 2 x·y − ‖x‖² − ‖y‖² as one product.
     one = jnp.ones((1, 1), x.dtype)
     squares_x, squares_y = (jnp.sum(r * r, axis=1, keepdims=True) for r in (x, y))
     a = jnp.concatenate([2.0 * x, -squares_x, jnp.broadcast_to(one, squares_x.shape)], axis=1) / temperature
-    return a, jnp.concatenate([y, jnp.broadcast_to(one, squares_y.shape), -squares_y], axis=1)
+    return _same_type(a, jnp.concatenate([y, jnp.broadcast_to(one, squares_y.shape), -squares_y], axis=1))
+
+
+def _same_type(a, b) -> tuple[jax.Array, jax.Array]:
+    dtype = jnp.result_type(a, b, 1.0)
+    return a.astype(dtype), b.astype(dtype)
 
 
 def _weights(pairing, shape: tuple[int, int]) -> jax.Array:

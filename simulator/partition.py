@@ -82,14 +82,21 @@ def _guarded(shared, safe):
         results = choose(jnp.all(are_safe), results, lambda: jax.vmap(safe)(*operands))
         return results, jax.tree.map(lambda _: True, results)
 
-    return guarded
+    @jax.custom_jvp
+    def differentiable(*operands):
+        return guarded(*operands)
+
+    @differentiable.defjvp
+    def jvp(primals, tangents):  # what it returns holds slopes already: this is for second derivatives
+        return differentiable(*primals), jax.jvp(safe, primals, tangents)[1]
+
+    return differentiable
 
 
 def _shared_exponential(a, b, row_weights, column_weights, *, paired):
     """(is_safe, results) from E_ki = exp(S_ki − t_k): R_k = e^{t_k} Σ_i E_ki and C_i = e^M Σ_k E_ki e^{t_k − M}.
 
-    t_k is the paired logit (rows of about that size) or the row's maximum, M the largest t_k. It is safe while no row
-    sum is so large, and no column sum so small, that digits are lost to the shift.
+    t_k is the paired logit (rows of about that size) or the row's maximum, M the largest t_k.
     """
     if paired:
         shifts = jnp.sum(a * b, axis=1)
@@ -105,22 +112,29 @@ def _shared_exponential(a, b, row_weights, column_weights, *, paired):
         exponentials.append(_barrier(jnp.exp((rows @ b.T if paired else scores) - shift[:, None])))
         columns += factor @ exponentials[-1]  # a product: XLA sums over columns five times slower
     rows = jnp.concatenate([jnp.sum(block, axis=1) for block in exponentials])
-    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
+    sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
     slopes_a, slope_b = [], 0.0
     for block, part, scale, factor in zip(exponentials, cut(a), cut(per_row), cut(factors), strict=True):
         probabilities = _barrier(block * (scale[:, None] + factor[:, None] * per_column[None, :]))
         slopes_a.append(probabilities @ b)
         # (aᵀP)ᵀ with the transposes kept from being merged: Pᵀa itself is multiplied at a fifth of the speed.
         slope_b += _barrier(_barrier(part.T) @ probabilities)
-    return is_safe, (*sums, jnp.concatenate(slopes_a), _barrier(slope_b).T)
+    return _is_safe(jnp.max(rows), jnp.min(columns), len(a)), (*sums, jnp.concatenate(slopes_a), _barrier(slope_b).T)
+
+
+def _is_safe(largest_row, smallest_column, num_rows: int):
+    """Whether no digit is lost to the shifts, by the extreme sums of E. Every factor, exponential or product below `tiny`
+    becomes 0: a column loses at most tiny × the largest E for each row, which must be less than ε of it."""
+    limits = jnp.finfo(smallest_column.dtype)
+    lost = num_rows * float(limits.tiny) / float(limits.eps) * largest_row
+    return (largest_row < 1e12) & (smallest_column > lost)
 
 
 def _from_sums(rows, columns, shifts, highest, row_weights, column_weights):
-    """is_safe; (F, log R, log C); ½ w_k/Σ_i E_ki and ½ v_i/Σ_k E_ki e^{t_k − M}: from these sums of E, the shifts t and M."""
+    """(F, log R, log C); ½ w_k/Σ_i E_ki and ½ v_i/Σ_k E_ki e^{t_k − M}: from these sums of E, the shifts t and M."""
     over_rows, over_columns = jnp.log(rows) + shifts, jnp.log(columns) + highest
     value = 0.5 * (row_weights @ over_rows + column_weights @ over_columns)
-    is_safe = (jnp.max(rows) < 1e12) & (jnp.min(columns) > float(jnp.finfo(rows.dtype).tiny) * 1e13)
-    return is_safe, (value, over_rows, over_columns), 0.5 * row_weights / rows, 0.5 * column_weights / columns
+    return (value, over_rows, over_columns), 0.5 * row_weights / rows, 0.5 * column_weights / columns
 
 
 def _shared_by_blocks(a, b, row_weights, column_weights, *, block_size):
@@ -129,8 +143,9 @@ def _shared_by_blocks(a, b, row_weights, column_weights, *, block_size):
     highest = jnp.max(shifts)
     factors = jnp.exp(shifts - highest)
     rows, columns = _shared_sums(a, b, shifts, factors, block_size)
-    is_safe, sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
-    return is_safe, (*sums, *_shared_slopes(a, b, shifts, factors, per_row, per_column, block_size))
+    sums, per_row, per_column = _from_sums(rows, columns, shifts, highest, row_weights, column_weights)
+    slopes = _shared_slopes(a, b, shifts, factors, per_row, per_column, block_size)
+    return _is_safe(jnp.max(rows), jnp.min(columns), len(a)), (*sums, *slopes)
 
 
 def _shared_sums(a, b, shifts, factors, block_size: int):
@@ -192,7 +207,7 @@ def _by_blocks(a, b, row_weights, column_weights, block_size):
 
 def sums_by_blocks(a, b, block_size: int):
     """(log R [n_x], log C [n_y]), `block_size` rows of the logits in memory at a time."""
-    lowest = float(jnp.finfo(a.dtype).min / 4)  # finite: what a padded row contributes is 0 and not NaN
+    lowest = _lowest(a)
 
     def step(over_columns, block):
         rows, offset = block
@@ -208,18 +223,25 @@ def slopes_by_blocks(a, b, over_rows, over_columns, row_weights, column_weights,
     """(P b [n_x, p], Pᵀ a [n_y, p]), `block_size` rows of P in memory at a time."""
 
     def step(slope_b, block):
-        rows, over_row, weight = block
-        # A padded row is zero, with weight 0: it adds nothing to either product.
-        probabilities = _barrier(_probabilities(rows @ b.T, over_row, over_columns, weight, column_weights))
+        rows, offset, over_row, weight = block
+        scores = rows @ b.T + offset[:, None]
+        probabilities = _barrier(_probabilities(scores, over_row, over_columns, weight, column_weights))
         return slope_b + _barrier(_barrier(rows.T) @ probabilities), probabilities @ b
 
-    blocks = tuple(_cut(leaf, block_size) for leaf in (a, over_rows, row_weights))
+    offsets = _cut(jnp.zeros(len(a), a.dtype), block_size, _lowest(a))
+    blocks = (_cut(a, block_size), offsets, *(_cut(leaf, block_size) for leaf in (over_rows, row_weights)))
     slope_b, slope_a = jax.lax.scan(step, jnp.zeros((a.shape[1], len(b)), a.dtype), blocks)
     return slope_a.reshape(-1, a.shape[1])[: len(a)], slope_b.T
 
 
+def _lowest(a) -> float:
+    """The logit of a padded row: its exponential is 0 beside any other, and finite, as 0 × ∞ would be NaN."""
+    return float(jnp.finfo(a.dtype).min / 4)
+
+
 def _cut(rows, block_size: int, fill: float = 0.0):
-    """[blocks, block_size, ...], the last block padded with `fill`."""
+    """[blocks, block_size, ...], the last block padded with `fill`; fewer rows than a block are one block of their own."""
+    block_size = min(block_size, len(rows))
     num_blocks = -(-len(rows) // block_size)
     padding = ((0, num_blocks * block_size - len(rows)), *((0, 0),) * (rows.ndim - 1))
     rows = jnp.pad(rows, padding, constant_values=fill)
@@ -296,7 +318,7 @@ def _shared_on_ring(a, b, *, axis_name, block_size):
         return rows + more_rows, (visitor, columns + more_columns)
 
     rows, (b, columns) = _around(axis_name, sums, jnp.zeros_like(shifts), (b, jnp.zeros_like(shifts)))
-    is_safe, (value, *_), per_row, per_column = _from_sums(rows, columns, shifts, highest, weights, weights)
+    (value, *_), per_row, per_column = _from_sums(rows, columns, shifts, highest, weights, weights)
 
     def slopes(slope_a, travelling):
         visitor, per_column, slope_b = travelling
@@ -305,11 +327,13 @@ def _shared_on_ring(a, b, *, axis_name, block_size):
 
     start = (b, per_column, jnp.zeros_like(b))
     slope_a, (*_, slope_b) = _around(axis_name, slopes, jnp.zeros_like(a), start)
-    # The safe path exchanges messages, and XLA's devices wait for each other in them, those of other rings too: all
-    # devices of the mesh take the same path.
+    # A column has rows on every device. And the safe path exchanges messages, in which XLA's devices wait for each other,
+    # those of other rings too: all devices of the mesh judge by the same extremes (NaN as the worst of them).
     every_axis = jax.sharding.get_abstract_mesh().manual_axes
-    are_safe = jax.lax.pmin(is_safe.astype(jnp.int32), every_axis) == 1
-    return are_safe, (jax.lax.psum(value, axis_name), (slope_a, slope_b))
+    extremes = jnp.stack([-jnp.max(rows), jnp.min(columns)])
+    extremes = jax.lax.pmin(jnp.where(jnp.isnan(extremes), -jnp.inf, extremes), every_axis)
+    is_safe = _is_safe(-extremes[0], extremes[1], len(a) * jax.lax.axis_size(axis_name))
+    return is_safe, (jax.lax.psum(value, axis_name), (slope_a, slope_b))
 
 
 def _safe_on_ring(a, b, *, axis_name, block_size):

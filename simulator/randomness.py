@@ -43,7 +43,10 @@ def hashed_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> 
     size = 1
     for length in shape:
         size *= length
-    first, second = jax.random.key_data(key)
+    words = jax.random.key_data(key)
+    if words.shape != (2,):
+        raise ValueError(f"the random key is of kind {jax.random.key_impl(key)}; use the default, jax.random.key(seed)")
+    first, second = words
     bits = _mix(_mix(jnp.arange(size, dtype=jnp.uint32) + first) ^ second)
     u = _symmetric_uniform(bits)
     return (jnp.sqrt(2.0).astype(jnp.float32) * u * _erf_inv_over_u(u)).reshape(shape)

@@ -59,7 +59,7 @@ def sweep(
       OSError: the store cannot be written; what is done is safe.
     """
     require_integer("seeds", seeds)
-    over = {path: list(values) for path, values in over.items()}
+    over = {path: _listed(path, values) for path, values in over.items()}
     groups = _groups(experiment, over, seeds, key, params)
     shapes = [result_shapes(group.config) for group in groups]
     largest = {
@@ -102,6 +102,14 @@ def load_sweep(store: Path | str):
     """
     config = resume.read_config(Path(store))
     return _label(*resume.read_store(Path(store)), config)
+
+
+def _listed(path: str, values) -> list[Any]:
+    if isinstance(values, (np.ndarray, jax.Array)):
+        values = values.tolist()
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"the swept field {path!r} has {values!r}; give a list of values")
+    return list(values)
 
 
 def _attributes(config) -> dict[str, str]:

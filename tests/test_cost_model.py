@@ -19,6 +19,7 @@ from simulator.losses import info_nce, normalize_rows
 from simulator.partition import ring_partition
 from simulator.store import load_dataset
 
+GATHERING = {"all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter", "pgather"}
 STORED = Path(__file__).parents[1] / "figures" / "performance.nc"
 
 
@@ -77,15 +78,24 @@ def test_counted_bytes_are_those_that_the_ring_sends(shards):
         lambda a, b: jax.value_and_grad(lambda a, b: ring_partition(a, b, axis_name="batch"), argnums=(0, 1))(a, b),
         mesh=mesh, in_specs=(rows, rows), out_specs=(jax.sharding.PartitionSpec(), (rows, rows)), check_vma=False,
     )  # fmt: skip
+    gathering = jax.shard_map(
+        lambda a, b: jax.lax.all_gather(b, "batch", tiled=True),
+        mesh=mesh,
+        in_specs=(rows, rows),
+        out_specs=rows,
+        check_vma=False,
+    )
     example = jnp.zeros((n, d), jnp.float32)
     program = jax.make_jaxpr(ring)(example, example).jaxpr
-    hops, scalars = (_sent(program, names) for names in ({"ppermute"}, {"psum", "pmax", "pmin"}))
+    hops, small = (_sent(program, names) for names in ({"ppermute"}, {"psum", "pmax", "pmin"}))
+    assert not _sent(program, GATHERING)  # nothing of which a device needs more room for more devices
+    assert _sent(jax.make_jaxpr(gathering)(example, example).jaxpr, GATHERING) == [n // shards * d]
     numbers, messages = sum(hops) * shards, len(hops) * shards  # every hop of the two loops is made `shards` times
     cost = sharded_cost(n, d, shards=shards)
     gradients = 2 * (1 - 1 / shards) * parameters(d)
     assert 4 * (numbers + gradients) == pytest.approx(cost.sent)
-    assert scalars == [1, 1, 1]
-    assert messages + 2 * (shards - 1) + 2 * np.log2(shards) * len(scalars) == cost.messages
+    assert small == [1, 2, 1]
+    assert messages + 2 * (shards - 1) + 2 * np.log2(shards) * len(small) == cost.messages
     # Negative control: a ring in which the slopes stayed where they are would send 2 d + 2 numbers per row.
     assert 4 * (n * (2 * d + 2) + gradients) != pytest.approx(cost.sent)
 

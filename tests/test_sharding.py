@@ -62,6 +62,17 @@ for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     f, w = np.asarray(f), np.asarray(w)
     np.testing.assert_allclose(f, w, rtol=1e-10, atol=1e-11 * np.abs(w).max())
 result["opposite"] = np.asarray(found[0]).tolist()
+# Cones opposite each other: all logits are very negative, and the last block of 4 of the 6 local rows is filled up.
+away, facing = rng.normal(size=(2, 24, 5)) * 0.1 + np.eye(5)[0] * np.array([[[1]], [[-1]]])
+loss = lambda x, y: sharded_info_nce(x, y, axis_name="batch", temperature=1e-3, block_size=4)
+ring = jax.shard_map(jax.value_and_grad(loss, (0, 1)), mesh=mesh, in_specs=(P("batch"),) * 2,
+                     out_specs=(P(), (P("batch"),) * 2), check_vma=False)
+found = jax.jit(ring, out_shardings=jax.sharding.NamedSharding(mesh, P()))(away, facing)
+wanted = jax.value_and_grad(lambda x, y: info_nce(x, y, temperature=1e-3), (0, 1))(away, facing)
+for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    f, w = np.asarray(f), np.asarray(w)
+    np.testing.assert_allclose(f, w, rtol=1e-10, atol=1e-11 * np.abs(w).max())
+result["away"] = float(found[0])
 
 common = dict(data=sim.LatentPairs(96), encoder_x=sim.MLP(16, embed_dim=8), encoder_y=sim.MLP(16, embed_dim=8),
               batch_size=48, steps=60, eval_pairs=32, eval_points=4, dtype="float64", loss=sim.InfoNCE(sim.Learned(0.1)))
