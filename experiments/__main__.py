@@ -194,8 +194,9 @@ def _use_all_cores(*, only_sweeps: bool = False):
 
     # Not os.cpu_count(): a cluster grants a job some of a node's cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Two at least: XLA compiles for a single device differently, and a sweep is to have the same bits on any machine.
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
-        jax.config.update("jax_num_cpu_devices", cores or 1)
+        jax.config.update("jax_num_cpu_devices", max(2, cores or 1))
     if not jax.config.jax_compilation_cache_dir:  # ty: ignore[missing-attribute]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -268,14 +269,20 @@ def _report(command: Report) -> int:
 
 
 def _sweep(command: Sweep) -> int:
+    if command.workers < 0:
+        raise ValueError(f"--workers is {command.workers}; it must be a whole number >= 0")
     if command.workers:
         return _submit(command)
     _use_all_cores(only_sweeps=True)
+    import jax
+
     from experiments import _ledger, _settings
     from simulator.sweep import sweep
 
+    arguments = _settings.read_sweep(command.config, command.set)
     try:
-        data = sweep(**_settings.read_sweep(command.config, command.set), store=command.store, progress=True)
+        with jax.enable_x64(arguments["experiment"].dtype == "float64"):
+            data = sweep(**arguments, store=command.store, progress=True)
     except KeyboardInterrupt:
         print(f"\ngapsim: stopped; run the same command to continue {command.store}", file=sys.stderr)
         return 130
@@ -309,8 +316,7 @@ def _submit(command: Sweep) -> int:
     )  # fmt: skip
     print(f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); logs in {command.store / '.jobs'}")
     if command.executor == "local":
-        for job in jobs:
-            job.result()
+        _cluster.wait(jobs, command.store)
         print(f"done; in Python: simulator.load_sweep({str(command.store)!r})")
     return 0
 

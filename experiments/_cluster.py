@@ -27,6 +27,7 @@ def submit(
 
     Raises:
       ModuleNotFoundError: submitit is missing.
+      ValueError: there is no Slurm.
     """
     try:
         import submitit
@@ -34,7 +35,10 @@ def submit(
         raise ModuleNotFoundError(
             "jobs are submitted through submitit: pip install 'modality-gap-simulator[slurm]'"
         ) from error
-    jobs = submitit.AutoExecutor(folder=Path(store) / ".jobs", cluster=executor)
+    try:
+        jobs = submitit.AutoExecutor(folder=Path(store) / ".jobs", cluster=executor)
+    except RuntimeError as error:
+        raise ValueError(f"{error}: there is no Slurm here; --executor local runs the jobs on this machine") from error
     jobs.update_parameters(timeout_min=minutes, name="gapsim", cpus_per_task=cpus)
     if gpus:
         jobs.update_parameters(gpus_per_node=gpus)
@@ -42,3 +46,22 @@ def submit(
         jobs.update_parameters(slurm_partition=partition)
     run = submitit.helpers.CommandFunction([sys.executable, "-m", "experiments", *arguments], verbose=False)
     return [jobs.submit(run) for _ in range(workers)]
+
+
+def wait(jobs: list, store: Path) -> None:
+    """Wait for jobs of this machine.
+
+    Raises:
+      ValueError: one failed; with what it said last.
+    """
+    import submitit
+
+    for job in jobs:
+        try:
+            job.result()
+        except submitit.core.utils.FailedJobError as error:
+            said = (job.stderr() or str(error)).strip().splitlines()
+            last = next((line for line in reversed(said) if line.startswith("gapsim: ")), said[-1])
+            raise ValueError(
+                f"job {job.job_id} failed: {last.removeprefix('gapsim: ')} (logs in {store / '.jobs'})"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     over, seeds, key = settings.pop("over", {}), settings.pop("seeds", 8), settings.pop("key", 0)
     if not isinstance(over, dict) or not all(isinstance(values, list) for values in over.values()):
         raise ValueError(f'{path}: [over] must map dotted fields to lists, like "loss.temperature" = [0.01, 0.1]')
-    if not isinstance(key, int):
-        raise ValueError(f"{path}: key is {key!r}; it must be a whole number")
+    if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < 2**32:
+        raise ValueError(f"{path}: key is {key!r}; it must be a whole number from 0 to 2³² − 1")
     experiment = sim.Experiment()
     for name, value in settings.items():
         experiment = replace_field(experiment, name, _value(name, value, getattr(experiment, name, None)))
+    for field in over.keys() & vars(experiment).keys():  # a dotted one is a number, or checked by its class
+        over[field] = [_value(field, value, getattr(experiment, field)) for value in over[field]]
     return dict(experiment=experiment, over=over, seeds=seeds, key=jax.random.key(key))
 
 
@@ -75,15 +78,19 @@ def _apply(settings: dict[str, Any], change: str) -> None:
 def _value(name: str, value: Any, current: Any) -> Any:
     """A field of Experiment from its TOML value."""
     if name == "optimizer":
-        if not callable(getattr(optax, str(value), None)):
-            raise ValueError(f"optimizer is {value!r}; it must be a function of optax, like 'adam' or 'sgd'")
+        try:
+            makes_one = isinstance(getattr(optax, value)(1e-3), optax.GradientTransformation)
+        except Exception:  # whatever a function of optax says of being called like this
+            makes_one = False
+        if not makes_one:
+            raise ValueError(f"optimizer is {value!r}; it must be an optimizer of optax, like 'adam' or 'sgd'")
         return getattr(optax, value)
     if name == "start" and value == "none":
         return None
     if name in TYPES and isinstance(value, dict):
         known = {cls.__name__: cls for cls in TYPES[name]}
         chosen = value.pop("type", type(current).__name__ if type(current) in TYPES[name] else next(iter(known)))
-        if chosen not in known:
+        if not isinstance(chosen, str) or chosen not in known:
             raise ValueError(f"{name}.type is {chosen!r}; it must be one of {', '.join(known)}")
         current = current if type(current).__name__ == chosen else known[chosen]()
     if name == "loss" and isinstance(value, dict):
@@ -93,6 +100,11 @@ def _value(name: str, value: Any, current: Any) -> Any:
                 raise ValueError(f"loss.temperature is {temperature!r}; write a number or {{ learned = 0.1 }}")
             value["temperature"] = sim.Learned(temperature["learned"])
     if not isinstance(value, dict):
+        if dataclasses.is_dataclass(current) or name in TYPES:
+            fields = ", ".join(
+                f.name for f in dataclasses.fields(current or TYPES[name][0]) if f.init and f.name != "_"
+            )
+            raise ValueError(f"{name} is {value!r}; it must be a table, with some of {fields}")
         return value
     for field, inner in value.items():
         current = replace_field(current, field, inner)

@@ -1,9 +1,9 @@
-"""What survives Ctrl-C, a kill or a full disk: the chunks of a sweep (zarr), and the state of a long run (orbax).
+"""What survives Ctrl-C, a kill or a full disk: the chunks of a sweep (zarr).
 
 A sweep is cut into chunks of replicas. The arrays of a chunk are one zarr chunk each; after them their checksum is
 written, then `done[chunk]`. A chunk without `done`, or whose files are no longer those of the checksum (a power cut may
 keep what was written last and lose what was written first), is trained again. A chunk is a function of the configuration
-alone, so writing one twice changes nothing; processes that share a store still keep out of each other's way through a
+alone (to the bit on two devices and more, see `engine`), so writing one twice changes nothing; processes that share a store still keep out of each other's way through a
 lock per chunk, which the operating system drops when its holder dies.
 """
 
@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
-import hashlib
 import json
 import shutil
 import signal
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from simulator.store import whole_file
+from simulator.store import differences, identify, read_json, said_where, whole_file
 
 RESULTS = "results.zarr"
-STORE_FORMAT, CHECKPOINT_FORMAT = 2, 1  # raised when the layout changes: what is older is then refused with a word
+FORMAT = 2  # raised when the layout changes: what is older is then refused with a word
 
 
 @contextlib.contextmanager
@@ -93,10 +91,10 @@ def open_store(
       OSError: it cannot be written.
     """
     path = Path(path)
-    identity = _identity(STORE_FORMAT, config)
+    identity = identify(FORMAT, config)
     if path.is_file():
         raise ValueError(f"{path} is a file; a sweep is stored in a folder")
-    with _said_where(path):
+    with said_where(path):
         path.mkdir(parents=True, exist_ok=True)
         with _locked(path / ".lock"):
             if not (path / "sweep.json").exists():
@@ -104,9 +102,9 @@ def open_store(
                 # Last: a store without this file was never finished making, and is made again.
                 with whole_file(path / "sweep.json") as draft:
                     draft.write_text(json.dumps(dict(identity=identity, config=config), indent=1) + "\n")
-    made = _read_json(path / "sweep.json")
-    if made.get("identity") != identity:
-        differing = sorted(_differences(made.get("config"), config)) or ["the format of the store"]
+    made = read_json(path / "sweep.json", "identity", "config")
+    if made["identity"] != identity:
+        differing = sorted(differences(made["config"], config)) or ["the format of the store"]
         raise ValueError(
             f"{path} holds another sweep; it differs in {', '.join(differing)}. Give another folder, or the settings that "
             "the store was made with"
@@ -120,14 +118,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration of the sweep in a store."""
     if not (Path(path) / "sweep.json").exists():
         raise ValueError(f"{path} holds no sweep; give the folder that `sweep` was called with")
-    return _read_json(Path(path) / "sweep.json")["config"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} was damaged ({error}); move its folder away and run again") from error
+    return read_json(Path(path) / "sweep.json", "identity", "config")["config"]
 
 
 @_unbroken()
@@ -139,7 +130,7 @@ def _open(path: Path, mode: Literal["r", "r+"] = "r") -> tuple[SweepStore, Any]:
         group: Any = zarr.open_group(path / RESULTS, mode=mode)
         store = SweepStore(path, **group.attrs["cut"])
         expected, found = group.attrs.get("arrays"), {name for name, _ in group.arrays()}
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a whole store ({error}); move it away and run again") from error
     if expected is None:
         raise ValueError(
@@ -152,10 +143,6 @@ def _open(path: Path, mode: Literal["r", "r+"] = "r") -> tuple[SweepStore, Any]:
     return store, group
 
 
-def _identity(layout: int, config) -> str:
-    return hashlib.sha256(json.dumps([layout, config], sort_keys=True).encode()).hexdigest()
-
-
 @_unbroken()
 def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block, arrays, attributes):
     """An empty store; whatever stands there of one that was never finished making is replaced."""
@@ -164,6 +151,8 @@ def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block
     foreign = [p.name for p in path.iterdir() if p.name not in {".lock", ".locks", ".jobs", RESULTS}]
     if foreign:
         raise ValueError(f"{path} is not empty and holds no sweep (it has {foreign[0]}); give another folder")
+    if any(p.is_file() for p in (path / RESULTS / "done").glob("c/**/*")):
+        raise ValueError(f"{path} holds results and has lost its sweep.json; move it away, or give another folder")
     group = zarr.open_group(path / RESULTS, mode="w")
     for name, (shape, dtype) in arrays.items():
         group.create_array(
@@ -184,23 +173,47 @@ def _create(path, num_groups, group_size, replicas_per_chunk, replicas_per_block
 @_unbroken()
 def finished(store: SweepStore) -> np.ndarray:
     """Which chunks are done, [num_groups, chunks] of bool."""
+    return _flags(store, "done")
+
+
+def _flags(store: SweepStore, name: str) -> np.ndarray:
+    """`done` or `checksum`; 0 where it cannot be read, which a power cut may leave."""
     import zarr
 
-    return np.asarray(zarr.open_array(store.path / RESULTS / "done", mode="r")[...])
+    array: Any = zarr.open_array(store.path / RESULTS / name, mode="r")
+    try:
+        return np.asarray(array[...])
+    except Exception:  # of many kinds, from the libraries below zarr
+        flags = np.zeros(array.shape, array.dtype)
+        for place in np.ndindex(*array.shape):
+            with contextlib.suppress(Exception):
+                flags[place] = array[place]
+        return flags
 
 
 @contextlib.contextmanager
 def claimed(store: SweepStore, group: int, chunk: int) -> Generator[bool, None, None]:
     """Whether this process holds the chunk: False when it is done or another living process works on it."""
     with _locked(store.path / ".locks" / f"{group}.{chunk}", wait=False) as held:
-        yield held and not finished(store)[group, chunk]
+        yield held and not _is_done(store, group, chunk)
+
+
+@_unbroken()
+def _is_done(store: SweepStore, group: int, chunk: int) -> bool:
+    import zarr
+
+    array: Any = zarr.open_array(store.path / RESULTS / "done", mode="r")
+    try:
+        return bool(array[group, chunk])
+    except Exception:  # as in _flags
+        return False
 
 
 @_unbroken()
 def write_chunk(store: SweepStore, group: int, chunk: int, values: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of a chunk [replicas, ...], their checksum and then its `done`. Trailing axes shorter than the
     store's leave the rest at its fill value."""
-    with _said_where(store.path):
+    with said_where(store.path):
         _, arrays = _open(store.path, "r+")
         for folder in _data(store, group, chunk):  # of a writer that died; zarr would read it to fill it up
             shutil.rmtree(folder, ignore_errors=True)
@@ -245,8 +258,7 @@ def _checksum(store: SweepStore, group: int, chunk: int) -> int:
 @_unbroken()
 def _damaged(store: SweepStore, among: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
     """The chunks (of some, or of all) that are done and whose files are not those that were written."""
-    _, arrays = _open(store.path)
-    done, written = np.asarray(arrays["done"][...]), np.asarray(arrays["checksum"][...])
+    done, written = _flags(store, "done"), _flags(store, "checksum")
     chunks = [tuple(c) for c in np.argwhere(done).tolist()] if among is None else among
     return [c for c in chunks if done[c] and _checksum(store, *c) != written[c]]
 
@@ -255,7 +267,7 @@ def _forget_damaged(store: SweepStore) -> None:
     """Take `done` from damaged chunks, with a warning, unless another process has them in hand."""
     damaged = _damaged(store)
     for group, chunk in damaged:
-        with _said_where(store.path), _locked(store.path / ".locks" / f"{group}.{chunk}", wait=False) as held:
+        with said_where(store.path), _locked(store.path / ".locks" / f"{group}.{chunk}", wait=False) as held:
             if held and _damaged(store, [(group, chunk)]):  # still: another process may have mended it
                 _open(store.path, "r+")[1]["done"][group, chunk] = False
     if damaged:
@@ -264,77 +276,6 @@ def _forget_damaged(store: SweepStore) -> None:
             "deleted file?); they are trained again",
             stacklevel=4,  # the call of `sweep`
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Where a long run leaves its state, and for which configuration.
-
-    path: folder; config: what the run depends on, as JSON values; seconds: at least so long between two states.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    seconds: float = 30.0
-
-    def restore(self, like: list[np.ndarray]) -> tuple[int, list[np.ndarray], list[np.ndarray]] | None:
-        """(step, leaves of the state, columns of the history) as last saved, or None; `like` gives the leaves' types.
-
-        Raises:
-          ValueError: the folder holds another run, or was damaged.
-        """
-        path = Path(self.path)
-        if path.is_file():
-            raise ValueError(f"{path} is a file; a checkpoint is stored in a folder")
-        if not (path / "run.json").exists():
-            return None
-        made = _read_json(path / "run.json")
-        if made["identity"] != _identity(CHECKPOINT_FORMAT, self.config):
-            differing = sorted(_differences(made["config"], self.config)) or ["the format of the checkpoint"]
-            raise ValueError(
-                f"{path} holds a checkpoint of another run; it differs in {', '.join(differing)}. Give another folder"
-            )
-        import orbax.checkpoint
-
-        try:
-            saved = orbax.checkpoint.PyTreeCheckpointer().restore((path / made["state"]).absolute())
-        except Exception as error:  # of many kinds, from the libraries below orbax
-            raise ValueError(
-                f"the checkpoint {path / made['state']} was damaged and cannot be read ({str(error)[:200]}); "
-                f"remove {path} to start anew"
-            ) from error
-        state = [
-            np.asarray(saved["state"][str(i)]).astype(leaf.dtype) if leaf.size else leaf for i, leaf in enumerate(like)
-        ]
-        history = [np.asarray(saved["history"][str(i)]) for i in range(len(saved["history"]))]
-        return int(made["step"]), state, history
-
-    def save(self, step: int, state: list[np.ndarray], history: list[np.ndarray]) -> None:
-        """Write a state; the one before it goes only when this one is whole."""
-        import orbax.checkpoint
-
-        path, name = Path(self.path), f"step_{step}"
-        with _said_where(path):
-            path.mkdir(parents=True, exist_ok=True)
-            # orbax takes no array of size 0
-            numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}  # noqa: E731
-            tree = dict(state=numbered(state), history=numbered(history))
-            orbax.checkpoint.PyTreeCheckpointer().save((path / name).absolute(), tree, force=True)
-            made = dict(identity=_identity(CHECKPOINT_FORMAT, self.config), config=self.config, step=step, state=name)
-            with whole_file(path / "run.json") as draft:
-                draft.write_text(json.dumps(made, indent=1) + "\n")
-            for old in path.glob("step_*"):
-                if old.name != name:
-                    shutil.rmtree(old)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Dotted names of what two JSON values differ in."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
-            yield from _differences(old.get(name), new.get(name), f"{where}.{name}" if where else name)
-    elif old != new:
-        yield f"{where} ({old!r} there, {new!r} here)"
 
 
 @contextlib.contextmanager
@@ -348,23 +289,3 @@ def _locked(path: Path, *, wait: bool = True) -> Generator[bool, None, None]:
             yield False
             return
         yield True
-
-
-@contextlib.contextmanager
-def _said_where(path: Path) -> Generator[None, None, None]:
-    """Say of which store an error of the disk is, and that what is done is safe."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space",
-            errno.EDQUOT: "the quota is used up; free some space",
-            errno.EROFS: "the file system is read-only; give a folder that can be written",
-            errno.EACCES: "permission is denied; give a folder that can be written",
-            errno.EPERM: "permission is denied; give a folder that can be written",
-        }
-        reason = reasons.get(error.errno, str(error))
-        raise OSError(
-            error.errno,
-            f"the store {path} cannot be written: {reason}. Chunks that are done are safe; run again to continue",
-        ) from error

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
+import inspect
+import json
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,14 @@ def describe_config(config: Any) -> Any:
         described = [describe_config(config.func), [describe_config(a) for a in config.args]]
         return {"partial": [*described, {k: describe_config(v) for k, v in config.keywords.items()}]}
     if callable(config):
-        return getattr(config, "__qualname__", repr(config))
+        name = getattr(config, "__qualname__", repr(config))
+        enclosed = inspect.getclosurevars(config).nonlocals if inspect.isfunction(config) else {}
+        # A schedule of optax is a function in a function: its numbers are what it encloses.
+        return {"function": name, "of": describe_config(enclosed)} if enclosed else name
+    if isinstance(config, dict):
+        return {str(name): describe_config(value) for name, value in config.items()}
+    if isinstance(config, (np.ndarray, np.generic, jax.Array)):
+        return config.item() if np.ndim(config) == 0 else {"array": digest(config)}
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
 
 
@@ -79,7 +89,7 @@ def require_named_functions(described: Any) -> None:
     values = described.values() if isinstance(described, dict) else described if isinstance(described, list) else []
     for value in values:
         require_named_functions(value)
-    if isinstance(described, str) and "<lambda>" in described:
+    if isinstance(described, str) and ("<lambda>" in described or " at 0x" in described):
         raise ValueError(
             f"the configuration holds the function {described}, which its name does not identify; results on disk need a "
             "function with a name of its own (def, or functools.partial of one)"
@@ -130,3 +140,48 @@ def load_dataset(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist; run the experiment that writes it first")
     with xr.open_dataset(path, engine="scipy") as dataset:
         return dataset.load()
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any]:
+    """An object with these names, or ValueError."""
+    try:
+        made = json.loads(path.read_text())
+        if not isinstance(made, dict) or not made.keys() >= set(names):
+            raise ValueError(f"it must hold {', '.join(names)}")
+    except ValueError as error:
+        raise ValueError(f"{path} was damaged ({error}); move its folder away and run again") from error
+    return made
+
+
+def identify(layout: int, config) -> str:
+    """A name for a configuration (JSON values) in a layout on disk."""
+    return hashlib.sha256(json.dumps([layout, config], sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Dotted names of what two JSON values differ in."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            yield from differences(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+    elif old != new:
+        yield f"{where} ({old!r} there, {new!r} here)"
+
+
+@contextlib.contextmanager
+def said_where(path: Path) -> Generator[None, None, None]:
+    """Say of which folder an error of the disk is, and that what is done is safe."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space",
+            errno.EDQUOT: "the quota is used up; free some space",
+            errno.EROFS: "the file system is read-only; give a folder that can be written",
+            errno.EACCES: "permission is denied; give a folder that can be written",
+            errno.EPERM: "permission is denied; give a folder that can be written",
+        }
+        reason = reasons.get(error.errno, str(error))
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written: {reason}. What is stored there is safe; run again to continue",
+        ) from error

@@ -55,7 +55,8 @@ def sweep(
     Raises:
       ValueError: an unknown field, an empty list of values, a value the field does not allow, or a store of another
         sweep.
-      FloatingPointError: a loss became NaN; names the step, the point and the seed.
+      FloatingPointError: a loss became NaN; names the step, the point and the seed. A store then holds all chunks in which
+        none did.
       OSError: the store cannot be written; what is done is safe.
     """
     require_integer("seeds", seeds)
@@ -194,21 +195,33 @@ def _choose_cut(groups: list[_Group]) -> tuple[int, int]:
 
 
 def _train_chunks(groups: list[_Group], store: resume.SweepStore, progress: bool) -> None:
-    """Train what is not done, sharing the work with other processes on the same store."""
+    """Train what is not done, sharing the work with other processes on the same store. A chunk that ends in NaN keeps
+    no other from being trained; the first one's error is raised at the end."""
     from tqdm import tqdm
 
     done = resume.finished(store)
+    failed, errors = np.zeros_like(done), []
     with tqdm(total=done.size, initial=int(done.sum()), disable=not progress, unit="chunk", desc="sweep") as bar:
-        while not done.all():
-            for number, chunk in np.argwhere(~done):
+        while not (done | failed).all():
+            for number, chunk in np.argwhere(~(done | failed)):
                 with resume.claimed(store, number, chunk) as mine:
-                    if mine:
+                    if not mine:
+                        continue
+                    try:
                         values = _train(groups[number], store.rows(chunk), store.replicas_per_block, False)
-                        resume.write_chunk(store, number, chunk, values)
-                bar.update(int(resume.finished(store).sum()) - bar.n)
+                    except FloatingPointError as error:
+                        errors.append(error)
+                        failed[number, chunk] = True
+                        continue
+                    resume.write_chunk(store, number, chunk, values)
+                bar.update()
             done = resume.finished(store)
-            if not done.all():
+            bar.update(int(done.sum()) - bar.n)
+            if not (done | failed).all():
                 time.sleep(0.5)  # the rest is being trained by other processes; one that dies gives its chunk back
+    if errors:
+        stored = f"the other {done.sum()} of {done.size} chunks are stored in {store.path}"
+        raise FloatingPointError(f"{errors[0]}; {stored}") from errors[0]
 
 
 def _pad(values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator import engine, replica, resume
+from simulator import engine, replica
+from simulator.checkpoint import Checkpoint
 from simulator.experiment import Experiment, join_traced, split_traced
 from simulator.store import describe_config, digest, require_named_functions
 
@@ -77,7 +78,7 @@ def train(
         config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
         config |= dict(params=digest(params))
         require_named_functions(config)
-        saved = resume.Checkpoint(Path(checkpoint), config)
+        saved = Checkpoint(Path(checkpoint), config)
     history, state, x, y, labels, steps = train_replicas(
         experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
     )
@@ -101,7 +102,7 @@ def train_replicas(
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
     replicas_per_block: int | None = None,
-    checkpoint: resume.Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 

@@ -1,5 +1,6 @@
 """Sweeps on disk: the same numbers as in memory, whatever interrupts them."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 import simulator as sim
 from simulator import resume
+from simulator.checkpoint import Checkpoint
 from simulator.sweep import sweep
 
 # Two groups (batch sizes) of 3 temperatures times the seeds, on one device.
@@ -105,7 +107,44 @@ def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experime
     arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
     first = sweep(experiment, **arguments)
     (tmp_path / "s" / "sweep.json").unlink()
+    with pytest.raises(ValueError, match=r"holds results and has lost its sweep.json; move it away"):
+        sweep(experiment, **arguments)
+    shutil.rmtree(tmp_path / "s" / resume.RESULTS / "done" / "c")
     assert sweep(experiment, **arguments).equals(first)
+
+
+def test_schedules_with_other_numbers_are_other_sweeps(tmp_path, experiment):
+    import optax
+
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    with_schedule = lambda *numbers: sim.Experiment(  # noqa: E731
+        **vars(experiment) | dict(learning_rate=optax.linear_schedule(*numbers, 20))
+    )
+    first = sweep(with_schedule(1e-3, 1e-4), **arguments)
+    assert sweep(with_schedule(1e-3, 1e-4), **arguments).identical(first)
+    with pytest.raises(
+        ValueError, match=r"it differs in experiment.learning_rate.of.init_value \(0.001 there, 0.1 here\)"
+    ):
+        sweep(with_schedule(1e-1, 1e-4), **arguments)
+
+
+def test_one_point_that_diverges_keeps_no_other_from_being_trained(tmp_path, experiment):
+    arguments = dict(over={"learning_rate": [1e30, 1e-3]}, seeds=8, key=jax.random.key(0), store=tmp_path / "s")
+    for _ in range(2):
+        with pytest.raises(
+            FloatingPointError, match=r"learning_rate = 1e\+30, seed 0.*the other 1 of 2 chunks are stored"
+        ):
+            sweep(experiment, **arguments)
+    assert np.isfinite(sim.load_sweep(tmp_path / "s").loss.values).all(axis=(1, 2)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["done", "checksum"])
+def test_what_says_that_a_chunk_is_done_may_be_lost_as_well(tmp_path, experiment, name):
+    arguments = dict(over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    whole = sweep(experiment, **arguments)
+    os.truncate(next(p for p in (tmp_path / "s" / resume.RESULTS / name / "c" / "1").rglob("*") if p.is_file()), 0)
+    with pytest.warns(UserWarning, match="trained again") if name == "checksum" else contextlib.nullcontext():
+        assert sweep(experiment, **arguments).identical(whole)
 
 
 def flip_a_bit(file):
@@ -186,7 +225,7 @@ def test_a_full_disk_ends_in_one_line_and_is_continued(tmp_path, experiment, mon
         return write(self, *rest)
 
     monkeypatch.setattr(zarr.Array, "__setitem__", full)
-    with pytest.raises(OSError, match=r"the disk is full.*Chunks that are done are safe; run again"):
+    with pytest.raises(OSError, match=r"the disk is full.*What is stored there is safe; run again"):
         sweep(experiment, store=tmp_path / "s", **arguments)
     monkeypatch.undo()
     stored = sweep(experiment, store=tmp_path / "s", **arguments)
@@ -328,12 +367,12 @@ def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
 
 LONG_RUN = """
 import sys, jax, numpy as np, simulator as sim
-from simulator import resume
+from simulator.checkpoint import Checkpoint
 experiment = sim.Experiment(
     data=sim.LatentPairs(None, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
     encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps=20_000, eval_pairs=32, eval_points=6,
 )
-resume.Checkpoint.__init__.__defaults__ = (0.2,)
+Checkpoint.__init__.__defaults__ = (0.2,)
 run = sim.train(experiment, key=jax.random.key(0), checkpoint=None if sys.argv[2] == "none" else sys.argv[2])
 leaves = jax.tree.leaves(run.params)
 np.savez(sys.argv[1], x=run.x, loss=run.history.loss.values, **{str(i): leaf for i, leaf in enumerate(leaves)})
@@ -360,17 +399,25 @@ def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    saved = resume.Checkpoint(tmp_path / "c", dict(steps=1))
+    saved = Checkpoint(tmp_path / "c", dict(steps=1))
+    saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    (tmp_path / "c" / "step_notes").mkdir()
+    saved.save(2, [np.arange(3)], [np.zeros((2, 1))])
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {"run.json", "step_2", "step_notes"}
     saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
     step, state, history = saved.restore([np.arange(3)])
     assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
     with pytest.raises(ValueError, match=r"another run; it differs in steps \(1 there, 2 here\)"):
-        resume.Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
+        Checkpoint(tmp_path / "c", dict(steps=2)).restore([np.arange(3)])
 
 
 def test_a_checkpoint_that_was_damaged_says_so(tmp_path):
-    saved = resume.Checkpoint(tmp_path / "c", dict(steps=1))
+    saved = Checkpoint(tmp_path / "c", dict(steps=1))
     saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    made = json.loads((tmp_path / "c" / "run.json").read_text())
+    (tmp_path / "c" / "run.json").write_text(json.dumps(made | dict(checksum="of other numbers")))
+    with pytest.raises(ValueError, match="its numbers are not those that were written"):
+        saved.restore([np.arange(3)])
     shutil.rmtree(
         tmp_path / "c" / "step_1"
     )  # its parts are orbax's, which notices (and leaves threads behind in a test)
@@ -380,7 +427,7 @@ def test_a_checkpoint_that_was_damaged_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"run.json was damaged.*move its folder away"):
         saved.restore([np.arange(3)])
     with pytest.raises(ValueError, match="is a file; a checkpoint is stored in a folder"):
-        resume.Checkpoint(tmp_path / "c" / "run.json", dict(steps=1)).restore([np.arange(3)])
+        Checkpoint(tmp_path / "c" / "run.json", dict(steps=1)).restore([np.arange(3)])
 
 
 @pytest.mark.slow
