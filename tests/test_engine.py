@@ -162,6 +162,17 @@ def test_the_fastest_block_is_taken_and_hopeless_ones_are_left_out(tmp_path, mon
         assert engine.calibrated_block_size(str(seconds), None) == best
 
 
+def test_a_broken_or_unwritable_cache_only_costs_a_measurement(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "gapsim").mkdir()
+    for broken in ("broken", "[]"):
+        (tmp_path / "gapsim" / "block_sizes.json").write_text(broken)
+        assert engine.calibrated_block_size("shapes", lambda candidate: float(candidate)) == 2
+        assert engine.calibrated_block_size("shapes", None) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    assert engine.calibrated_block_size("shapes", lambda candidate: 1.0 / candidate) == 16
+
+
 def test_slices_cover_the_steps_once():
     class Bar:
         total = 0

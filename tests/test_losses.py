@@ -5,7 +5,7 @@ import pytest
 from jax.test_util import check_grads
 
 import simulator as sim
-from simulator.losses import SIMILARITIES
+from simulator.losses import SIMILARITIES, sharded_info_nce
 
 
 def oracle_info_nce(x, y, temperature, similarity, weights):
@@ -100,6 +100,31 @@ def test_small_temperatures_do_not_overflow(rng):
     x, y = rng.normal(size=(2, 20, 4)).astype(np.float32)
     for block_size in (None, 6):
         assert np.isfinite(sim.info_nce(x, y, temperature=1e-3, block_size=block_size))
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_rows_of_different_precision(rng, block_size):
+    x, y = rng.normal(size=(2, 8, 4))
+    wanted = sim.info_nce(x, y, temperature=0.1)
+    for left, right in ((np.float32, np.float64), (np.float64, np.float32), (np.float16, np.float32)):
+        found = sim.info_nce(x.astype(left), y.astype(right), temperature=0.1, block_size=block_size)
+        np.testing.assert_allclose(found, wanted, rtol=1e-2 if left == np.float16 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(similarity="euclid"), "must be one of"),
+        (dict(temperature=-1.0), "> 0"),
+        (dict(block_size=0), "block_size"),
+    ],
+)
+def test_bad_input_of_the_sharded_loss(change, words):
+    arguments = dict(temperature=0.1, axis_name="batch") | change
+    with pytest.raises(ValueError, match=words):
+        sharded_info_nce(np.ones((4, 2)), np.ones((4, 2)), **arguments)
+    with pytest.raises(ValueError, match="4 rows and y has 3"):
+        sharded_info_nce(np.ones((4, 2)), np.ones((3, 2)), temperature=0.1, axis_name="batch")
 
 
 def test_sigmoid_loss_equals_loops(rng):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 from scipy.special import erfinv
 
@@ -70,6 +71,11 @@ def test_bits_of_the_key_all_matter():
             other = np.asarray(hashed_normal(jax.random.wrap_key_data(jnp.asarray(changed)), (1000,)))
             assert np.mean(base == other) < 0.01
             assert abs(np.mean(base * other)) < 4.5 / 1000**0.5
+
+
+def test_another_kind_of_key_is_refused():
+    with pytest.raises(ValueError, match=r"of kind .*rbg.*; use the default, jax.random.key"):
+        hashed_normal(jax.random.key(0, impl="rbg"), (4,))
 
 
 def test_float64_is_jaxs_own(key):
