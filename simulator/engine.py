@@ -127,6 +127,12 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
+def require_one_process(what: str, mend: str) -> None:
+    """Raise ValueError where several processes run one program."""
+    if jax.process_count() > 1:
+        raise ValueError(f"{what} is for a single process and jax.distributed runs {jax.process_count()}; {mend}")
+
+
 def agreed(number: int) -> int:
     """The first process's number, in all processes. What hangs on a clock or a machine must be agreed on: were a call cut
     at different steps, the messages of one block of replicas would meet those of another, and gradients be wrong in silence."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simulator import resume
+from simulator import engine, resume
 from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
 from simulator.store import describe_config, digest, provenance, require_named_functions
 from simulator.training import calibrate, evaluation_steps, lay_out, result_shapes, train_replicas
@@ -80,6 +80,7 @@ def sweep(
         whole = [_train(group, slice(None), None, progress) for group in groups]
         arrays = {name: np.stack([_pad(part[name], *largest[name]) for part in whole]) for name in largest}
         return _label(arrays, _attributes(config), config)
+    engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
     require_named_functions(config)
     chunks = resume.open_store(
         Path(store), config, num_groups=len(groups), group_size=groups[0].size, arrays=largest,

@@ -61,7 +61,7 @@ def train(
         starts as the experiment says.
       progress: show a progress bar.
       checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
-        to the bit.
+        to the bit. Not with several processes (`jax.distributed`).
 
     Returns:
       Run.
@@ -75,6 +75,7 @@ def train(
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
     saved = None
     if checkpoint is not None:
+        engine.require_one_process("train(checkpoint=)", "leave it out, or run on the devices of one process")
         config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
         config |= dict(params=digest(params))
         require_named_functions(config)
@@ -144,7 +145,7 @@ def train_replicas(
         for stop in steps[len(rows) :]:
             for first, last in _slices(at, int(stop), bar):
                 state = jax.block_until_ready(replica.advance(template, values, state, first, last, layout=layout))
-                if checkpoint is not None and engine.agreed(time.monotonic() - saved_at > checkpoint.seconds):
+                if checkpoint is not None and time.monotonic() - saved_at > checkpoint.seconds:
                     columns = [np.stack([row[name] for row in rows]) for name in sorted(rows[0])]
                     checkpoint.save(int(last), _plain(state), columns)
                     saved_at = time.monotonic()

@@ -206,6 +206,17 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path, experiment):
         sim.load_sweep(tmp_path / "s")
 
 
+def test_processes_that_run_one_program_are_refused(tmp_path, experiment, monkeypatch, key):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(
+        ValueError, match=r"sweep\(store=\) is for a single process and jax.distributed runs 2; start proc"
+    ):
+        sweep(experiment, over={"loss.temperature": [0.05]}, seeds=1, key=key, store=tmp_path / "s")
+    with pytest.raises(ValueError, match=r"train\(checkpoint=\) is for a single process"):
+        sim.train(experiment, key=key, checkpoint=tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
 def test_functions_without_a_name_are_refused(tmp_path, experiment):
     changed = sim.Experiment(**{**vars(experiment), "optimizer": lambda rate: __import__("optax").sgd(rate)})
     with pytest.raises(ValueError, match="does not identify"):
