@@ -181,9 +181,10 @@ def _gather_changes(arguments: list[str]) -> list[str]:
     return kept + (["--set", *changes] if changes else [])
 
 
-def _use_all_cores(*, only_sweeps: bool = False):
+def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
     """One XLA device per core with full vectors, and what is compiled kept on disk; only possible before JAX computes
-    anything in this process. only_sweeps: no device ever helps another with its matrix products."""
+    anything in this process. only_sweeps: no device ever helps another with its matrix products. least: devices,
+    also on fewer cores."""
     flags = "--xla_cpu_prefer_vector_width=512" + " --xla_cpu_multi_thread_eigen=false" * only_sweeps
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
     import contextlib
@@ -194,9 +195,8 @@ def _use_all_cores(*, only_sweeps: bool = False):
 
     # Not os.cpu_count(): a cluster grants a job some of a node's cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Two at least: XLA compiles for a single device differently, and a sweep is to have the same bits on any machine.
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
-        jax.config.update("jax_num_cpu_devices", max(2, cores or 1))
+        jax.config.update("jax_num_cpu_devices", max(least, cores or 1))
     if not jax.config.jax_compilation_cache_dir:  # ty: ignore[missing-attribute]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -273,7 +273,8 @@ def _sweep(command: Sweep) -> int:
         raise ValueError(f"--workers is {command.workers}; it must be a whole number >= 0")
     if command.workers:
         return _submit(command)
-    _use_all_cores(only_sweeps=True)
+    # XLA compiles for a single device differently, and a stored sweep is to have the same bits wherever it is continued.
+    _use_all_cores(only_sweeps=True, least=2)
     import jax
 
     from experiments import _ledger, _settings

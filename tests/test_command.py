@@ -76,6 +76,25 @@ def test_bad_input_gives_one_clear_line(files, spoil, options, words, capsys, mo
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "-1"], "--workers is -1; it must be a whole number >= 0"),
+        (["--workers", "2"], "there is no Slurm here; --executor local runs the jobs on this machine"),
+    ],
+)
+def test_jobs_that_cannot_be_submitted(tmp_path, options, words):
+    (tmp_path / "grid.toml").write_text("steps = 2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "sweep", str(tmp_path / "grid.toml"), "--store", str(tmp_path / "s"), *options],
+        capture_output=True, text=True, env=os.environ | {"PATH": str(tmp_path)},  # no srun
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("gapsim: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_unknown_claim_field_and_empty_folder(tmp_path, capsys):
     assert main(["verify", "C99"]) == 2
     assert "there is no claim 'C99'" in capsys.readouterr().err
