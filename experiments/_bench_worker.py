@@ -104,6 +104,7 @@ def first_result(n: int, replicas: int, data: str, embed_dim: int) -> list[float
 
 def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """A jitted Flax and Optax step, called from a Python loop; replicas would follow one another."""
+    _use_full_vectors()
     import jax
     import optax
     from flax import nnx
@@ -130,6 +131,7 @@ def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
 
 def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     """The loop of Flax's own tutorials: `nnx.jit` around a step that updates a module through `nnx.Optimizer`."""
+    _use_full_vectors()
     import jax
     import optax
     from flax import nnx
@@ -150,6 +152,11 @@ def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
 
     batch = _jax_batches(n, data)
     return repeat(run, lambda steps: steps)
+
+
+def _use_full_vectors():
+    """As wide as in this engine (some 5 % faster than XLA's default); before JAX is imported."""
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_prefer_vector_width=512 {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def _flax_pair(embed_dim: int):

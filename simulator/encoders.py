@@ -116,14 +116,24 @@ class Cones:
 
 
 def _dot_general(rows, kernel, dimension_numbers, **settings):
-    """rows [n, i] @ kernel [i, o], as `nnx.Linear` asks for it, with a gradient by the kernel that CPUs multiply fast.
-
-    For o < i the usual order of that gradient, rowsᵀ @ cotangent, runs at half the speed of (cotangentᵀ @ rows)ᵀ; what
-    is differentiated here is the transposed kernel, behind a barrier that keeps XLA from turning the product round again.
-    """
+    """rows [n, i] @ kernel [i, o], as `nnx.Linear` asks for it, with a gradient by the kernel that CPUs multiply fast."""
     if kernel.shape[1] >= kernel.shape[0]:
         return jax.lax.dot_general(rows, kernel, dimension_numbers, **settings)
-    return rows @ jax.lax.optimization_barrier(kernel.T).T
+    return _narrowing_product(rows, kernel)
+
+
+@jax.custom_jvp
+def _narrowing_product(rows, kernel):
+    """rows [n, i] @ kernel [i, o] for o < i: the usual order of its gradient by the kernel, rowsᵀ @ cotangent, runs at half
+    the speed of (cotangentᵀ @ rows)ᵀ. So what is differentiated is the transposed kernel, behind a barrier that keeps XLA
+    from turning the product round again."""
+    return rows @ kernel
+
+
+@_narrowing_product.defjvp
+def _narrowing_product_jvp(primals, tangents):
+    (rows, kernel), (rows_dot, kernel_dot) = primals, tangents
+    return rows @ kernel, rows_dot @ kernel + rows @ jax.lax.optimization_barrier(kernel_dot.T).T
 
 
 @jax.custom_jvp

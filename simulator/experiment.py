@@ -46,7 +46,7 @@ class Experiment:
       loss: InfoNCE or Sigmoid, with its temperature.
       swap_probability: chance, per pair and step, that its two embeddings change sides before the loss: x_i takes part
         as a query and y_i as a gallery row (the hard swapping of Yaras et al. 2024). Measures are taken unswapped.
-      optimizer: learning rate -> optax transformation.
+      optimizer: learning rate -> optax transformation; optax.adam runs in a faster form that is equal but for rounding.
       learning_rate: number > 0, or an optax schedule.
       batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
       steps: number of optimiser steps.

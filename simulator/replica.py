@@ -20,6 +20,7 @@ from simulator.encoders import Table, place_in_cones
 from simulator.experiment import Experiment
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sharded_info_nce, sigmoid_loss
+from simulator.optimizer import make_optimizer
 from simulator.randomness import hashed_normal
 from simulator.validation import is_traced
 
@@ -214,7 +215,3 @@ def _graph(encoder, width: int, dtype: str):
     """The static half of a tower, found without computing anything."""
     build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))  # noqa: E731
     return nnx.split(nnx.eval_shape(build))[0]
-
-
-def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    return experiment.optimizer(experiment.learning_rate)

@@ -22,6 +22,7 @@ import numpy as np
 from simulator import engine, replica
 from simulator.checkpoint import Checkpoint
 from simulator.experiment import Experiment, join_traced, split_traced
+from simulator.optimizer import make_optimizer
 from simulator.store import describe_config, digest, require_named_functions
 
 
@@ -268,7 +269,7 @@ def _start_from(params, state, experiment: Experiment):
     total = len(state["step"])
     pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)  # noqa: E731
     params = jax.tree.map(lambda leaf, old: pad(jnp.asarray(leaf), old.dtype), params, state["params"])
-    given = dict(params=params, optimizer=jax.vmap(replica.make_optimizer(experiment).init)(params))
+    given = dict(params=params, optimizer=jax.vmap(make_optimizer(experiment).init)(params))
     # Laid out as the initial state is, so that the programs compiled for the one serve the other.
     return state | jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), given, {k: state[k] for k in given})
 
