@@ -20,10 +20,9 @@ from experiments._cost_model import Machine, step_cost
 CAPTION = (
     "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
     "against replicas at batch size n = 64 (circles), 256 (squares), 1,024 (triangles), one fixed data set each, d = 32; "
-    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256); "
-    "grey: the step's matrix products alone at the measured rate of a 2,048² product. In the legends, exponents of the cost "
-    "of a step: (a) of all replicas together, from 4 replicas on, at n = 64, 256 and 1,024; (b), (c) fitted over all points, "
-    "and, as the curves bend, between the last two; ± half the range over rounds. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
+    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256), "
+    "with the exponent fitted over all points; grey: the step's matrix products alone at the measured rate of a 2,048² "
+    "product. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
     "Points: medians over rounds taken in turn; bars: lowest and highest round."
 )
 BATCHES, REPLICAS, WIDTHS = (64, 256, 1024), (1, 4, 16, 64, 256), (8, 128, 512)
@@ -69,7 +68,7 @@ def run(*, quick: bool, rounds: int) -> tuple[list[dict[str, Any]], dict[str, An
     """Measure every point `rounds` times, in turn, so that a slow moment of the machine hits all alike.
 
     Returns (rows, summary): rows as `bench --json` writes them; the summary holds what is no rate: `seconds_to_first`
-    (of the first sweep of a warm process), `cost_of_256` (256 replicas over 4 × 64, by batch size), `stream_share` (of fresh pairs in a step), `profile` (by batch
+    (of the first sweep of a warm process), `cost_of_256` (256 replicas over 4 × 64, by batch size), `profile` (by batch
     size: part -> core-seconds per replica-step), `matmul_flops` (per second, all cores) and `machine` (rates of one core,
     as `experiments._cost_model` needs them).
     """
@@ -119,8 +118,8 @@ def _rows(rates, peaks) -> list[dict[str, Any]]:
         if point in (*MACHINE_POINTS, FIRST_RESULT):
             continue
         engine, n, replicas, data, d = point
-        row: dict[str, Any] = dict(
-            engine=engine, n=n, replicas=replicas, data=data, d=d, rounds=[float(v) for v in values],
+        row = dict(
+            engine=engine, n=n, replicas=replicas, data=data, d=d,
             median=float(np.median(values)), low=float(min(values)), high=float(max(values)),
         )  # fmt: skip
         for name, opponent in OPPONENTS.items():
@@ -148,15 +147,13 @@ def _summary(rates) -> dict[str, Any]:
     }
     cores = len(os.sched_getaffinity(0))
     rate = lambda point: float(np.median(by[point]))  # noqa: E731
-    pairs = {n: [by.get(("gapsim", n, 64, kind, EMBED)) for kind in ("fixed", "fresh")] for n in BATCHES}
-    stream = {n: spread(1 - fresh / fixed) for n, (fixed, fresh) in pairs.items() if fixed is not None}
     machine = Machine(
         "one core, measured", rate(MATMUL) / cores, tuple((4.0 * p[1], rate(p) / cores) for p in STREAMS),
         rate(EXPONENTIALS) / cores, 4.0 * MEGABYTES[1] / (1 / rate(MEGABYTES) - 1 / rate(MESSAGE)), 1 / rate(MESSAGE),
     )  # fmt: skip
     return dict(
-        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, stream_share=stream,
-        matmul_flops=spread(by[MATMUL]), matmul_rounds=by[MATMUL].tolist(), cores=cores, machine=dataclasses.asdict(machine),
+        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, matmul_flops=spread(by[MATMUL]),
+        cores=cores, machine=dataclasses.asdict(machine),
     )  # fmt: skip
 
 
@@ -182,7 +179,6 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     after = [f"rate of a 2,048² product, all cores: {between(rate, ' GFLOP/s')}"]
     after += [f"first sweep of a warm process: {between(summary['seconds_to_first'], ' s')}"]
     after += [f"256 replicas over 4 × 64 at n = {n}: {between(v)}" for n, v in summary["cost_of_256"].items()]
-    after += [f"fresh pairs, share of a step at n = {n}: {between(v)}" for n, v in summary["stream_share"].items()]
     for n, parts in summary["profile"].items():
         total = sum(parts.values())
         shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in parts.items() if seconds)
@@ -197,11 +193,8 @@ def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> Non
     from simulator.store import provenance, save_dataset
 
     columns: dict[str, Any] = {
-        name: ("row", [row[name] if row[name] is not None else np.nan for row in rows])
-        for name in rows[0]
-        if name != "rounds"
+        name: ("row", [row[name] if row[name] is not None else np.nan for row in rows]) for name in rows[0]
     }
-    columns["rounds"] = (("row", "round"), [row["rounds"] for row in rows])
     profile = [[parts[part] for part in PARTS] for parts in summary["profile"].values()]
     columns["profile"] = (("batch", "part"), profile)
     data = xr.Dataset(
@@ -215,47 +208,35 @@ def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> Non
 
 def markdown(data) -> str:
     """The README's table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
-    frame, summary = _frame(data), json.loads(data.attrs["summary"])
-    lines: list[str] = []
-    spread = lambda v: (np.median(v), np.min(v), np.max(v))  # noqa: E731
-    number = lambda m, low, high: f"{m:.3g} ({low:.3g}–{high:.3g})"  # noqa: E731
-    percent = lambda m, low, high: f"{m:.0%} ({low:.0%}–{high:.0%})"  # noqa: E731
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    summary = json.loads(data.attrs["summary"])
+    sixty_four = frame[(frame.engine == "gapsim") & (frame.replicas == 64) & (frame.d == EMBED)]
+    lines = [
+        "| with 64 replicas | " + " | ".join(f"n = {n:,}" for n in BATCHES) + " |",
+        "|---" * (len(BATCHES) + 1) + "|",
+    ]
 
     def add(label, cells):
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
 
-    def rates(engine, kind, replicas):
-        found = frame[(frame.engine == engine) & (frame.data == kind) & (frame.replicas == replicas)]
-        return [found[(found.n == n) & (found.d == EMBED)].iloc[0].rounds for n in BATCHES]
-
-    add(f"median of {data.sizes['round']} rounds (lowest–highest)", [f"n = {n:,}" for n in BATCHES])
-    lines.append("|---" * (len(BATCHES) + 1) + "|")
-    # What a step would reach that was nothing but its products, at the rate of a 2,048² product.
-    bound = [summary["matmul_rounds"] / np.array(step_cost(n, EMBED).flops) for n in BATCHES]
     for kind, said in (("fixed", "one data set"), ("fresh", "fresh pairs each step")):
-        own = rates("gapsim", kind, 64)
-        add(f"replica-steps per second, 64 replicas, {said}", [f"{np.median(r):,.0f}" for r in own])
-        for opponent in OPPONENTS.values():
-            others = rates(opponent, kind, 1)
-            add(f"over {NAMES[opponent]}, {said}", [number(*spread(a / b)) for a, b in zip(own, others, strict=True)])
-        if kind == "fresh":
-            break
-        add("share of the rate of a 2,048² product", [percent(*spread(r / b)) for r, b in zip(own, bound, strict=True)])
-        for opponent in OPPONENTS.values():
-            most = [number(*spread(b / r)) for b, r in zip(bound, rates(opponent, kind, 1), strict=True)]
-            add(f"over {NAMES[opponent]}, were a step its products at that rate", most)
-    add("fresh pairs, share of a step", [percent(*summary["stream_share"][str(n)]) for n in BATCHES])
-    add("256 replicas over 4 × 64", [number(*summary["cost_of_256"][str(n)]) for n in BATCHES])
-    for part, profile in zip(PARTS, data.profile.values.T / data.profile.values.sum(axis=1), strict=True):
-        if (profile > 0.003).any():
-            add(f"cycles: {part}", [f"{share:.0%}" for share in profile])
+        rows = [sixty_four[(sixty_four.n == n) & (sixty_four.data == kind)].iloc[0] for n in BATCHES]
+        add(f"replica-steps per second, {said}", [f"{r['median']:,.0f}" for r in rows])
+        for name, opponent in OPPONENTS.items():
+            spread = [(r[name], r[f"{name}_low"], r[f"{name}_high"]) for r in rows]
+            add(f"over {NAMES[opponent]}, {said}", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in spread])
+        if kind == "fixed":
+            add("share of the rate of a 2,048² product", [f"{r['matmul_fraction']:.0%}" for r in rows])
+            for name, opponent in OPPONENTS.items():
+                most = [r[name] / r["matmul_fraction"] for r in rows]
+                add(f"over {NAMES[opponent]}, were a step its products at that rate", [f"{m:.3g}" for m in most])
+    costs = [summary["cost_of_256"][str(n)] for n in BATCHES]
+    add("256 replicas over 4 × 64", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in costs])
+    for number, part in enumerate(PARTS):
+        profiles = [list(summary["profile"][str(n)].values()) for n in BATCHES]
+        if any(parts[number] > 0.003 * sum(parts) for parts in profiles):
+            add(f"cycles: {part}", [f"{parts[number] / sum(parts):.0%}" for parts in profiles])
     return "\n".join(lines)
-
-
-def _frame(data):
-    """A row per point, its rates of all rounds as one array."""
-    frame = data.drop_dims(("batch", "part", "round")).to_dataframe()
-    return frame.assign(rounds=list(data.rounds.values))
 
 
 def draw(data):
@@ -264,7 +245,7 @@ def draw(data):
     import pandas as pd
 
     figure, axes = plt.subplots(2, 2, figsize=(_figures.TWO_COLUMNS, 5.4), layout="constrained")
-    frame = _frame(data)
+    frame = data.drop_dims(("batch", "part")).to_dataframe()
     frame = frame[frame.data == "fixed"]
     summary = json.loads(data.attrs["summary"])
     per_core = summary["matmul_flops"][0] / summary["cores"]
@@ -292,13 +273,13 @@ def _draw_rates(axis, frame):
             bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["median"].to_numpy())
             look = dict(color=color, marker=marker, linestyle=style, label=label if marker == "o" else None)
             axis.errorbar(rows.replicas, rows["median"], bars, **look)
-    axis.set(xscale="log", yscale="log", xlabel="replicas", ylabel="replica-steps per second", title="rate")
-    several = frame[(frame.engine == "gapsim") & (frame.replicas >= 4)]
-    costs = [rows.replicas.to_numpy()[:, None] / np.stack(rows.rounds) for _, rows in several.groupby("n")]
-    at = [rows.replicas for _, rows in several.groupby("n")]
-    exponents = [_exponent(r, c) for r, c in zip(at, costs, strict=True) if len(r) > 1]
-    if exponents:
-        axis.text(0.98, 0.02, "cost ∝ replicas^a, a = " + ", ".join(exponents), ha="right", transform=axis.transAxes)
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="replicas",
+        ylabel="replica-steps per second",
+        title="rate",
+    )
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
     axis.minorticks_off()
 
@@ -306,9 +287,9 @@ def _draw_rates(axis, frame):
 def _draw_cost(axis, rows, name, per_core, cores):
     at, cost = rows[name].to_numpy(float), cores / rows["median"].to_numpy()
     bars = np.abs(cores / rows[["high", "low"]].to_numpy().T - cost)
-    label, rounds = "measured", cores / np.stack(rows.rounds)
+    label = "measured"
     if len(at) > 1:
-        label = f"exponent {_exponent(at, rounds)}; last two {_exponent(at[-2:], rounds[-2:])}"
+        label = f"measured: exponent {np.polyfit(np.log(at), np.log(cost), 1)[0]:.2f}"
     axis.errorbar(at, cost, bars, color=_figures.COLORS[0], marker="o", label=label)
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
@@ -316,12 +297,6 @@ def _draw_cost(axis, rows, name, per_core, cores):
     axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
     axis.minorticks_off()
     axis.legend(loc="upper left")
-
-
-def _exponent(at, costs) -> str:
-    """Slope of log cost [point, round] over log `at`: the rounds' median ± half their range."""
-    slopes = np.polyfit(np.log(at), np.log(costs), 1)[0]
-    return f"{np.median(slopes):.2f} ± {np.ptp(slopes) / 2:.2f}"
 
 
 def _draw_profile(axis, data, product_share):
