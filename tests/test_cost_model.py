@@ -124,8 +124,6 @@ def test_a_large_batch_is_sent_as_long_as_it_is_computed_at_the_useful_number_of
 def test_the_model_is_a_best_case_and_measured_points_lie_between_half_of_it_and_all_of_it():
     """No operation runs faster than its kind does alone, in large arrays; what a step loses to small ones, to reductions
     and to roots and divisions at streaming speed is less than half."""
-    if not STORED.exists():
-        pytest.skip("figures/performance.nc is not stored; `gapsim bench` makes it")
     data = load_dataset(STORED)
     points = _cost_model.measured_points(data)
     assert len(points) >= 10 and {p["engine"] for p in points} == {"gapsim", "one_core", "sharded"}
