@@ -1,12 +1,7 @@
-"""`gapsim bench`: this engine beside other ways to train the same towers, measured in one run."""
+"""Tables and figures of `gapsim bench`: this engine beside other ways to train the same towers, measured in one run."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,193 +9,118 @@ import numpy as np
 
 from experiments import _cost_model, _figures
 from experiments._bench_profile import PARTS
+from experiments._bench_run import BATCHES, LARGEST, REPLICAS
 from experiments._bench_worker import EMBED
-from experiments._cost_model import Machine, step_cost
+from experiments._cost_model import step_cost
 
 CAPTION = (
     "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
     "against replicas at batch size n = 64 (circles), 256 (squares), 1,024 (triangles), one fixed data set each, d = 32; "
-    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256), "
-    "with the exponent fitted over all points; grey: the step's matrix products alone at the measured rate of a 2,048² "
-    "product. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
-    "Points: medians over rounds taken in turn; bars: lowest and highest round."
+    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256); "
+    "grey: the step's matrix products alone at the measured rate of a 2,048² product. In the legends, exponents of the cost "
+    "of a step: (a) of all replicas together, from 4 replicas on, at n = 64, 256 and 1,024; (b), (c) fitted over all points, "
+    "and, as the curves bend, between the last two; ± half the range over rounds. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
+    "Points: medians over all turns; bars: lowest and highest round."
 )
-BATCHES, REPLICAS, WIDTHS = (64, 256, 1024), (1, 4, 16, 64, 256), (8, 128, 512)
-LARGEST = (4096, 4)  # batch and replicas of the last point against n
 NAMES = dict(
     gapsim="this engine", jax_loop="jax.jit in a loop", flax_loop="nnx.jit in a loop", torch_loop="PyTorch loop",
     torch_vmap="torch.func vmap",
 )  # fmt: skip
 OPPONENTS = dict(ratio_torch="torch_loop", ratio_jax="jax_loop", ratio_flax="flax_loop")
-Point = tuple[str, int, int, str, int]  # engine, n, replicas (of "sharded": devices), data, d
-# Rates of the machine: products of 2,048² matrices, exponentials of 2^17 numbers, messages of one number and of 4 MB, and
-# element-wise passes over arrays from 64 KiB, which a core's own cache holds, to 64 MiB, which none does.
-MATMUL, EXPONENTIALS, MESSAGE, MEGABYTES, *STREAMS = (
-    (name, size, 1, "fixed", EMBED)
-    for name, size in (
-        ("matmul", 2048), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20),
-        ("stream", 1 << 14), ("stream", 1 << 17), ("stream", 1 << 20), ("stream", 1 << 24),
-    )
-)  # fmt: skip
-MACHINE_POINTS: tuple[Point, ...] = (MATMUL, EXPONENTIALS, MESSAGE, MEGABYTES, *STREAMS)
-FIRST_RESULT: Point = ("first_result", 64, 64, "fixed", EMBED)
+Spread = tuple[float, float, float]
 
 
-def points(quick: bool) -> list[Point]:
-    """What is measured; all engines at all batch sizes, this engine also along n and d."""
-    batches, replicas = (BATCHES[:1], (1, 16)) if quick else (BATCHES, REPLICAS)
-    wanted: list[Point] = []
-    for n in batches:
-        for data in ("fixed", "fresh"):
-            wanted += [(loop, n, 1, data, EMBED) for loop in OPPONENTS.values()]
-            counts = replicas if data == "fixed" else (replicas[-2:-1] if len(replicas) > 2 else replicas[-1:])
-            wanted += [("gapsim", n, r, data, EMBED) for r in counts]
-            wanted += [("torch_vmap", n, r, data, EMBED) for r in counts if r * n <= 64 * 256 and r > 1]
-    if not quick:
-        wanted += [("gapsim", 256, 64, "fixed", d) for d in WIDTHS]
-        wanted += [("gapsim", *LARGEST, "fixed", EMBED)]
-        wanted += [("one_core", n, 16, "fixed", EMBED) for n in BATCHES]
-        wanted += [("sharded", LARGEST[0], shards, "fixed", EMBED) for shards in (1, 2)]
-    return [*MACHINE_POINTS, FIRST_RESULT, *wanted]
+def spread(values) -> Spread:
+    """Median of all turns, lowest and highest median of a round; values: [round, turn]."""
+    values = np.atleast_2d(np.asarray(values))
+    rounds = np.median(values, axis=1)
+    return float(np.median(values)), float(rounds.min()), float(rounds.max())
 
 
-def run(*, quick: bool, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure every point `rounds` times, in turn, so that a slow moment of the machine hits all alike.
-
-    Returns (rows, summary): rows as `bench --json` writes them; the summary holds what is no rate: `seconds_to_first`
-    (of the first sweep of a warm process), `cost_of_256` (256 replicas over 4 × 64, by batch size), `profile` (by batch
-    size: part -> core-seconds per replica-step), `matmul_flops` (per second, all cores) and `machine` (rates of one core,
-    as `experiments._cost_model` needs them).
-    """
-    from tqdm import tqdm
-
-    wanted = [p for p in points(quick) if not (p[0].startswith("torch") and not _has_torch())]
-    if len(wanted) < len(points(quick)):
-        print("PyTorch is missing: its rows are left out; pip install 'modality-gap-simulator[bench]'", file=sys.stderr)
-    rates: dict[Point, list[float]] = {point: [] for point in wanted}
-    peaks: dict[Point, int] = {}
-    profiles: dict[int, dict[str, float]] = {}
-    with tqdm(total=rounds * len(wanted), desc="bench", unit="point") as bar:
-        _measure("_bench_worker", FIRST_RESULT)  # fills the compilation cache
-        for _ in range(rounds):
-            for point in wanted:
-                bar.set_postfix_str(" ".join(map(str, point)))
-                result = _measure("_bench_worker", point)
-                rates[point].append(float(np.median(result["rates"])))
-                peaks[point] = max(peaks.get(point, 0), result["peak_bytes"])
-                bar.update()
-        for n in BATCHES[:1] if quick else BATCHES:
-            profiles[n] = _measure("_bench_profile", ("gapsim", n, 64, "fixed", EMBED))
-    return _rows(rates, peaks), _summary(rates) | dict(profile=profiles)
+def found(data, engine, n, replicas, kind, d=EMBED):
+    """Rates [round, turn] of a row, or None."""
+    chosen = (data.engine == engine) & (data.n == n) & (data.replicas == replicas) & (data.data == kind) & (data.d == d)
+    at = np.flatnonzero(chosen.values)
+    return data.rates.values[at[0]] if len(at) else None
 
 
-def _measure(module: str, point: Point) -> dict[str, Any]:
-    """What a measuring process of its own prints for a point."""
-    arguments = point if module == "_bench_worker" else point[1:]
-    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ValueError(f"{' '.join(map(str, point))} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def products(data, group: float):
+    """Rates [round, turn] of a 2,048² product, all cores, beside the rows of a group."""
+    return data.machine.sel(machine_group=group, rate="matmul 2048").values
 
 
-def _has_torch() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("torch") is not None
-
-
-def _rows(rates, peaks) -> list[dict[str, Any]]:
-    """Medians with the lowest and highest round; ratios are taken round by round, and their median is given."""
-    ceiling = np.median(rates[MATMUL])
-    rows = []
-    for point, values in rates.items():
-        if point in (*MACHINE_POINTS, FIRST_RESULT):
-            continue
-        engine, n, replicas, data, d = point
-        row = dict(
-            engine=engine, n=n, replicas=replicas, data=data, d=d,
-            median=float(np.median(values)), low=float(min(values)), high=float(max(values)),
+def rows(data) -> list[dict[str, Any]]:
+    """Every row's median, lowest and highest round, and ratios taken turn by turn; what `gapsim bench --json` writes."""
+    made = []
+    for at in range(data.sizes["row"]):
+        one = data.isel(row=at)
+        label: dict[str, Any] = dict(
+            engine=str(one.engine.values), n=int(one.n), replicas=int(one.replicas), data=str(one.data.values),
+            d=int(one.d), setting=str(one.setting.values),
         )  # fmt: skip
+        rates = one.rates.values
+        row: dict[str, Any] = label | dict(zip(("median", "low", "high"), spread(rates), strict=True))
         for name, opponent in OPPONENTS.items():
-            others = rates.get((opponent, n, 1, data, d))
-            ratios = [np.nan] if others is None else np.divide(values, others)
-            row |= {
-                name: float(np.median(ratios)),
-                f"{name}_low": float(min(ratios)),
-                f"{name}_high": float(max(ratios)),
-            }
-        row |= dict(
-            matmul_fraction=float(row["median"] * step_cost(n, d).flops / ceiling), peak_bytes=float(peaks[point])
-        )
-        rows.append({k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
-    return rows
+            others = found(data, opponent, label["n"], 1, label["data"], label["d"])
+            for end, value in zip(
+                ("", "_low", "_high"), spread(rates / others) if others is not None else (None,) * 3, strict=True
+            ):
+                row[name + end] = value
+        share = rates * step_cost(label["n"], label["d"]).flops / products(data, float(one.group))
+        row |= dict(matmul_fraction=spread(share)[0], peak_bytes=float(one.peak_bytes))
+        made.append(row)
+    return made
 
 
-def _summary(rates) -> dict[str, Any]:
-    by = {point: np.asarray(values) for point, values in rates.items()}
-    spread = lambda values: [float(f(values)) for f in (np.median, np.min, np.max)]  # noqa: E731
-    cost = {
-        n: spread(by[few] / by[many])
-        for n in BATCHES
-        if (few := ("gapsim", n, 64, "fixed", EMBED)) in by and (many := ("gapsim", n, 256, "fixed", EMBED)) in by
+def costs_of_256(data) -> dict[int, Spread]:
+    """256 replicas over 4 × 64, by batch size."""
+    pairs = {n: [found(data, "gapsim", n, r, "fixed") for r in (64, 256)] for n in BATCHES}
+    return {n: spread(few / many) for n, (few, many) in pairs.items() if few is not None and many is not None}
+
+
+def stream_shares(data) -> dict[int, Spread]:
+    """Share of a step, at 64 replicas, that fresh pairs take, by batch size."""
+    pairs = {n: [found(data, "gapsim", n, 64, kind) for kind in ("fixed", "fresh")] for n in BATCHES}
+    return {
+        n: spread(1 - fresh / fixed) for n, (fixed, fresh) in pairs.items() if fixed is not None and fresh is not None
     }
-    cores = len(os.sched_getaffinity(0))
-    rate = lambda point: float(np.median(by[point]))  # noqa: E731
-    machine = Machine(
-        "one core, measured", rate(MATMUL) / cores, tuple((4.0 * p[1], rate(p) / cores) for p in STREAMS),
-        rate(EXPONENTIALS) / cores, 4.0 * MEGABYTES[1] / (1 / rate(MEGABYTES) - 1 / rate(MESSAGE)), 1 / rate(MESSAGE),
-    )  # fmt: skip
-    return dict(
-        seconds_to_first=spread(1.0 / by[FIRST_RESULT]), cost_of_256=cost, matmul_flops=spread(by[MATMUL]),
-        cores=cores, machine=dataclasses.asdict(machine),
-    )  # fmt: skip
 
 
-def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
+def render(data) -> str:
     """The rows as a table, then what is no rate."""
     from experiments._ledger import table
 
     number = lambda v: "" if v is None else f"{v:.3g}"  # noqa: E731
     lines = [
         [
-            row["engine"], str(row["n"]), str(row["d"]), str(row["replicas"]), row["data"], f"{row['median']:.0f}",
+            row["engine"], str(row["n"]), str(row["d"]), str(row["replicas"]), row["data"], row["setting"], f"{row['median']:.0f}",
             f"{row['low']:.0f} to {row['high']:.0f}", *(number(row[name]) for name in OPPONENTS),
             number(row["matmul_fraction"]), f"{row['peak_bytes'] / 2**20:.0f}",
         ]
-        for row in sorted(rows, key=lambda r: (r["n"], r["data"], r["engine"], r["d"], r["replicas"]))
+        for row in sorted(rows(data), key=lambda r: (r["n"], r["data"], r["engine"], r["d"], r["replicas"]))
     ]  # fmt: skip
     header = [
-        "engine", "n", "d", "replicas", "data", "replica-steps/s", "rounds", "× PyTorch", "× jax.jit", "× nnx.jit",
+        "engine", "n", "d", "replicas", "data", "setting", "replica-steps/s", "rounds", "× PyTorch", "× jax.jit", "× nnx.jit",
         "of matmul rate", "peak MiB",
     ]  # fmt: skip
     between = lambda v, unit="": f"{v[0]:.3g}{unit} ({v[1]:.3g} to {v[2]:.3g})"  # noqa: E731
-    rate = np.asarray(summary["matmul_flops"]) / 1e9
+    all_products = data.machine.sel(rate="matmul 2048").transpose("round", "machine_group", "turn").values / 1e9
+    rate = spread(all_products.reshape(data.sizes["round"], -1))
     after = [f"rate of a 2,048² product, all cores: {between(rate, ' GFLOP/s')}"]
-    after += [f"first sweep of a warm process: {between(summary['seconds_to_first'], ' s')}"]
-    after += [f"256 replicas over 4 × 64 at n = {n}: {between(v)}" for n, v in summary["cost_of_256"].items()]
-    for n, parts in summary["profile"].items():
-        total = sum(parts.values())
-        shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in parts.items() if seconds)
+    after += [f"first sweep of a warm process: {between(spread(data['first'].values[:, None]), ' s')}"]
+    after += [f"256 replicas over 4 × 64 at n = {n}: {between(v)}" for n, v in costs_of_256(data).items()]
+    after += [f"fresh pairs, share of a step at n = {n}: {between(v)}" for n, v in stream_shares(data).items()]
+    for n, seconds in zip(data["batch"].values, data.profile.values, strict=True):
+        shares = ", ".join(f"{part} {s / seconds.sum():.1%}" for part, s in zip(PARTS, seconds, strict=True) if s)
         after += [f"cycles at n = {n}: {shares}"]
     return "\n".join([table(header, lines), "", *after])
 
 
-def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> None:
+def store(data, out: Path) -> None:
     """Write performance.nc, and draw performance and cost_model from it."""
-    import xarray as xr
-
     from simulator.store import provenance, save_dataset
 
-    columns: dict[str, Any] = {
-        name: ("row", [row[name] if row[name] is not None else np.nan for row in rows]) for name in rows[0]
-    }
-    profile = [[parts[part] for part in PARTS] for parts in summary["profile"].values()]
-    columns["profile"] = (("batch", "part"), profile)
-    data = xr.Dataset(
-        columns, coords=dict(batch=list(summary["profile"]), part=list(PARTS)),
-        attrs=provenance() | dict(caption=CAPTION, precision="float32", summary=json.dumps(summary)),
-    )  # fmt: skip
+    data = data.assign_attrs(provenance() | dict(caption=CAPTION, precision="float32"))
     save_dataset(data, out / "performance.nc")
     _figures.save_figure(draw, data, out / "performance")
     _figures.save_figure(_cost_model.draw, data, out / "cost_model")
@@ -208,34 +128,34 @@ def store(rows: list[dict[str, Any]], summary: dict[str, Any], out: Path) -> Non
 
 def markdown(data) -> str:
     """The README's table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
-    frame = data.drop_dims(("batch", "part")).to_dataframe()
-    summary = json.loads(data.attrs["summary"])
-    sixty_four = frame[(frame.engine == "gapsim") & (frame.replicas == 64) & (frame.d == EMBED)]
-    lines = [
-        "| with 64 replicas | " + " | ".join(f"n = {n:,}" for n in BATCHES) + " |",
-        "|---" * (len(BATCHES) + 1) + "|",
-    ]
+    lines: list[str] = []
+    number = lambda m, low, high: f"{m:.3g} ({low:.3g}–{high:.3g})"  # noqa: E731
+    percent = lambda m, low, high: f"{m:.0%} ({low:.0%}–{high:.0%})"  # noqa: E731
 
     def add(label, cells):
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
 
+    rounds, turns = data.sizes["round"], data.sizes["turn"]
+    add(f"median of {rounds} × {turns} turns (lowest–highest round)", [f"n = {n:,}" for n in BATCHES])
+    lines.append("|---" * (len(BATCHES) + 1) + "|")
+    # What a step would reach that was nothing but its products, at the rate of a 2,048² product.
+    bound = [products(data, n) / step_cost(n, EMBED).flops for n in BATCHES]
     for kind, said in (("fixed", "one data set"), ("fresh", "fresh pairs each step")):
-        rows = [sixty_four[(sixty_four.n == n) & (sixty_four.data == kind)].iloc[0] for n in BATCHES]
-        add(f"replica-steps per second, {said}", [f"{r['median']:,.0f}" for r in rows])
-        for name, opponent in OPPONENTS.items():
-            spread = [(r[name], r[f"{name}_low"], r[f"{name}_high"]) for r in rows]
-            add(f"over {NAMES[opponent]}, {said}", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in spread])
+        own = [found(data, "gapsim", n, 64, kind) for n in BATCHES]
+        add(f"replica-steps per second, 64 replicas, {said}", [f"{np.median(r):,.0f}" for r in own])
+        for opponent in OPPONENTS.values():
+            others = [found(data, opponent, n, 1, kind) for n in BATCHES]
+            add(f"over {NAMES[opponent]}, {said}", [number(*spread(a / b)) for a, b in zip(own, others, strict=True)])
+            if kind == "fixed":
+                most = [number(*spread(b / o)) for b, o in zip(bound, others, strict=True)]
+                add("the same, were a step its products at the rate of a 2,048² product", most)
         if kind == "fixed":
-            add("share of the rate of a 2,048² product", [f"{r['matmul_fraction']:.0%}" for r in rows])
-            for name, opponent in OPPONENTS.items():
-                most = [r[name] / r["matmul_fraction"] for r in rows]
-                add(f"over {NAMES[opponent]}, were a step its products at that rate", [f"{m:.3g}" for m in most])
-    costs = [summary["cost_of_256"][str(n)] for n in BATCHES]
-    add("256 replicas over 4 × 64", [f"{m:.3g} ({low:.3g}–{high:.3g})" for m, low, high in costs])
-    for number, part in enumerate(PARTS):
-        profiles = [list(summary["profile"][str(n)].values()) for n in BATCHES]
-        if any(parts[number] > 0.003 * sum(parts) for parts in profiles):
-            add(f"cycles: {part}", [f"{parts[number] / sum(parts):.0%}" for parts in profiles])
+            add("share of that rate", [percent(*spread(r / b)) for r, b in zip(own, bound, strict=True)])
+    add("fresh pairs, share of a step", [percent(*v) for v in stream_shares(data).values()])
+    add("256 replicas over 4 × 64", [number(*v) for v in costs_of_256(data).values()])
+    for part, profile in zip(PARTS, data.profile.values.T / data.profile.values.sum(axis=1), strict=True):
+        if (profile > 0.003).any():
+            add(f"cycles: {part}", [f"{share:.0%}" for share in profile])
     return "\n".join(lines)
 
 
@@ -245,20 +165,20 @@ def draw(data):
     import pandas as pd
 
     figure, axes = plt.subplots(2, 2, figsize=(_figures.TWO_COLUMNS, 5.4), layout="constrained")
-    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    frame = pd.DataFrame(rows(data)).assign(rounds=list(np.median(data.rates.values, axis=2)))
     frame = frame[frame.data == "fixed"]
-    summary = json.loads(data.attrs["summary"])
-    per_core = summary["matmul_flops"][0] / summary["cores"]
+    cores = int(data.attrs["cores"])
+    per_core = float(data.machine.sel(rate="matmul 2048").median()) / cores
     _draw_rates(axes[0, 0], frame[frame.d == EMBED])
     engine = frame[frame.engine == "gapsim"]
     own = engine[engine.replicas == min(64, engine.replicas.max())]
     along_n = pd.concat([own[own.d == EMBED], engine[engine.n == LARGEST[0]]]).sort_values("n")
     along_d = own[own.n == min(256, own.n.max())].sort_values("d")
-    for axis, rows, name, title in (
+    for axis, points, name, title in (
         (axes[0, 1], along_n, "n", "cost against batch size"),
         (axes[1, 0], along_d, "d", "cost against embedding dimension"),
     ):
-        _draw_cost(axis, rows, name, per_core, summary["cores"])
+        _draw_cost(axis, points, name, per_core, cores)
         axis.set(title=title, xlabel=f"{'batch size' if name == 'n' else 'embedding dimension'} {name}")
     _draw_profile(axes[1, 1], data, own[own.d == EMBED].set_index("n").matmul_fraction)
     _figures.legend_above(figure, axes[0, 0], ncols=5)
@@ -273,13 +193,13 @@ def _draw_rates(axis, frame):
             bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["median"].to_numpy())
             look = dict(color=color, marker=marker, linestyle=style, label=label if marker == "o" else None)
             axis.errorbar(rows.replicas, rows["median"], bars, **look)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="replicas",
-        ylabel="replica-steps per second",
-        title="rate",
-    )
+    axis.set(xscale="log", yscale="log", xlabel="replicas", ylabel="replica-steps per second", title="rate")
+    several = frame[(frame.engine == "gapsim") & (frame.replicas >= 4)]
+    costs = [rows.replicas.to_numpy()[:, None] / np.stack(rows.rounds) for _, rows in several.groupby("n")]
+    at = [rows.replicas for _, rows in several.groupby("n")]
+    exponents = [_exponent(r, c) for r, c in zip(at, costs, strict=True) if len(r) > 1]
+    if exponents:
+        axis.text(0.98, 0.02, "cost ∝ replicas^a, a = " + ", ".join(exponents), ha="right", transform=axis.transAxes)
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
     axis.minorticks_off()
 
@@ -287,9 +207,9 @@ def _draw_rates(axis, frame):
 def _draw_cost(axis, rows, name, per_core, cores):
     at, cost = rows[name].to_numpy(float), cores / rows["median"].to_numpy()
     bars = np.abs(cores / rows[["high", "low"]].to_numpy().T - cost)
-    label = "measured"
+    label, rounds = "measured", cores / np.stack(rows.rounds)
     if len(at) > 1:
-        label = f"measured: exponent {np.polyfit(np.log(at), np.log(cost), 1)[0]:.2f}"
+        label = f"exponent {_exponent(at, rounds)}; last two {_exponent(at[-2:], rounds[-2:])}"
     axis.errorbar(at, cost, bars, color=_figures.COLORS[0], marker="o", label=label)
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
@@ -297,6 +217,12 @@ def _draw_cost(axis, rows, name, per_core, cores):
     axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
     axis.minorticks_off()
     axis.legend(loc="upper left")
+
+
+def _exponent(at, costs) -> str:
+    """Slope of log cost [point, round] over log `at`: the rounds' median ± half their range."""
+    slopes = np.polyfit(np.log(at), np.log(costs), 1)[0]
+    return f"{np.median(slopes):.2f} ± {np.ptp(slopes) / 2:.2f}"
 
 
 def _draw_profile(axis, data, product_share):

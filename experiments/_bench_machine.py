@@ -1,34 +1,53 @@
 """What the machine can do, for the cost model: rates of products, of element-wise passes, of exponentials and of messages.
 
-Every function returns rates of several repetitions, in a process of its own with one XLA device per core.
+Every function returns a `Task`, to be timed in a process of its own with one XLA device per core.
 """
 
 from __future__ import annotations
 
+import json
+import resource
+import sys
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
-LEAST_SECONDS = 0.6  # of one repetition
-REPETITIONS = 3
+TURN_SECONDS = 0.4  # of one timing, about
 
 
-def repeat(run, steps_of) -> list[float]:
-    """Rates of `run(steps)` over REPETITIONS, each long enough to time."""
+class Task(NamedTuple):
+    """Work that can be timed: run(steps), and what one step is worth (replica-steps, FLOP, bytes, ...)."""
+
+    run: Callable[[int], None]
+    worth: float = 1.0
+
+
+def serve(tasks: dict[str, Task]):
+    """Time all tasks, a turn for every line of standard input: a line of JSON is printed when ready, and at every turn
+    the rate of each task, by its label, and the peak memory of the process."""
+    steps = {label: _enough_steps(task.run) for label, task in tasks.items()}
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        rates = {}
+        for label, task in tasks.items():
+            started = time.perf_counter()
+            task.run(steps[label])
+            rates[label] = steps[label] * task.worth / (time.perf_counter() - started)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(dict(rates=rates, peak_bytes=peak)), flush=True)
+
+
+def _enough_steps(run) -> int:
+    """Steps that take TURN_SECONDS, once everything is compiled."""
     steps = 4
     run(steps)
     while True:
         started = time.perf_counter()
         run(steps)
         seconds = time.perf_counter() - started
-        if seconds > LEAST_SECONDS / 2:
-            break
+        if seconds > TURN_SECONDS / 2:
+            return max(1, int(steps * TURN_SECONDS / seconds))
         steps *= 2
-    steps = max(1, int(steps * LEAST_SECONDS / seconds))
-    rates = []
-    for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        run(steps)
-        rates.append(steps_of(steps) / (time.perf_counter() - started))
-    return rates
 
 
 def _devices():
@@ -40,8 +59,8 @@ def _devices():
     return jax.devices()
 
 
-def _rates_on_all(function, array, amount: float) -> list[float]:
-    """`amount` times the calls per second of a jitted function of one array, on all devices at once."""
+def _on_all(function, array, worth: float) -> Task:
+    """A jitted function of one array on all devices at once; `worth` of one call on one device."""
     import jax
 
     devices = _devices()
@@ -53,40 +72,40 @@ def _rates_on_all(function, array, amount: float) -> list[float]:
             results = [compiled(a) for a in arrays]
         jax.block_until_ready(results)
 
-    return repeat(run, lambda steps: steps * len(devices) * amount)
+    return Task(run, len(devices) * worth)
 
 
-def matmul(n: int) -> list[float]:
+def matmul(n: int) -> Task:
     """FLOP/s of products of n × n matrices in single precision."""
     _devices()
     import jax
     import jax.numpy as jnp
 
     product = lambda a: jax.lax.fori_loop(0, 4, lambda _, b: a @ b, a)  # noqa: E731
-    return _rates_on_all(product, jnp.ones((n, n)) / n, 4 * 2.0 * n**3)
+    return _on_all(product, jnp.ones((n, n)) / n, 4 * 2.0 * n**3)
 
 
-def stream(n: int) -> list[float]:
+def stream(n: int) -> Task:
     """Bytes read and written per second by element-wise passes b ← a + b/2 over n numbers."""
     _devices()
     import jax
     import jax.numpy as jnp
 
     passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: a + 0.5 * b, a)  # noqa: E731
-    return _rates_on_all(passes, jnp.ones(n), 64 * 3 * 4.0 * n)
+    return _on_all(passes, jnp.ones(n), 64 * 3 * 4.0 * n)
 
 
-def exponentials(n: int) -> list[float]:
+def exponentials(n: int) -> Task:
     """Exponentials per second, over n numbers again and again."""
     _devices()
     import jax
     import jax.numpy as jnp
 
     passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: jnp.exp(-b), a)  # noqa: E731
-    return _rates_on_all(passes, jnp.ones(n), 64.0 * n)
+    return _on_all(passes, jnp.ones(n), 64.0 * n)
 
 
-def permutes(n: int) -> list[float]:
+def permutes(n: int) -> Task:
     """Permutes of n numbers around the ring of all devices per second."""
     devices = _devices()
     import jax
@@ -110,7 +129,7 @@ def permutes(n: int) -> list[float]:
             result = program(numbers)
         jax.block_until_ready(result)
 
-    return repeat(run, lambda steps: 64.0 * steps)
+    return Task(run, 64.0)
 
 
 MACHINE = dict(matmul=matmul, stream=stream, exponentials=exponentials, permutes=permutes)

@@ -1,25 +1,25 @@
-"""One measurement of `gapsim bench`, in a process of its own: `python -m experiments._bench_worker ENGINE N REPLICAS DATA D`.
+"""One point of `gapsim bench`, in a process of its own: `python -m experiments._bench_worker ENGINE N REPLICAS DATA D`.
 
-Prints JSON: replica-steps per second of several repetitions, and the peak memory of the process. All engines train the
-same towers (MLP 32/48–128–d, ReLU), on the same batch sizes, in float32, with Adam at 1e-3 and InfoNCE at τ = 0.05.
+Says when it is ready, then prints JSON for every line of standard input: replica-steps per second of one turn, by setting
+(PyTorch is timed at several numbers of threads), and the peak memory of the process. All engines train the same towers (MLP 32/48–128–d, ReLU), on the same batch sizes, in float32, with Adam at 1e-3 and InfoNCE at τ = 0.05.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 
-from experiments._bench_machine import MACHINE, repeat
+from experiments._bench_machine import MACHINE, Task, serve
 
 DIM_X, DIM_Y, WIDTH, EMBED = 32, 48, 128, 32  # d is EMBED where nothing else is said
 TEMPERATURE, LEARNING_RATE = 0.05, 1e-3
 
 
-def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> Task:
     """This engine, as `gapsim sweep` runs it."""
     program, arguments, keywords = trained_program(n, replicas, data, embed_dim)
     import jax
@@ -27,7 +27,7 @@ def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
     def run(steps):
         jax.block_until_ready(program(*arguments(steps), **keywords))
 
-    return repeat(run, lambda steps: steps * replicas)
+    return Task(run, replicas)
 
 
 def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards: int | None = None):
@@ -59,7 +59,7 @@ def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards:
     )
 
 
-def one_core(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+def one_core(n: int, replicas: int, data: str, embed_dim: int) -> Task:
     """This engine with a single core."""
     _use_cores(1)
     return gapsim(n, replicas, data, embed_dim)
@@ -69,7 +69,7 @@ def _use_cores(count: int):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def sharded(n: int, shards: int, data: str, embed_dim: int) -> list[float]:
+def sharded(n: int, shards: int, data: str, embed_dim: int) -> Task:
     """This engine with one replica whose batch is spread over as many devices and cores, in blocks of 256 rows of logits."""
     _use_cores(shards)
     program, arguments, keywords = trained_program(n, 1, data, embed_dim, shards=shards)
@@ -78,12 +78,12 @@ def sharded(n: int, shards: int, data: str, embed_dim: int) -> list[float]:
     def run(steps):
         jax.block_until_ready(program(*arguments(steps), **keywords))
 
-    return repeat(run, lambda steps: steps)
+    return Task(run)
 
 
-def first_result(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
-    """Sweeps per second of a process that has imported everything and whose programs are in the compilation cache:
-    the first call of `sim.sweep` (10 steps, then all measures)."""
+def first_result(n: int, replicas: int, data: str, embed_dim: int) -> float:
+    """Seconds to the results of the first sweep of a process that has imported everything and whose programs are in the compilation cache:
+    `sim.sweep` of 10 steps and all measures."""
     from experiments.__main__ import _use_all_cores
 
     _use_all_cores(only_sweeps=True)
@@ -99,10 +99,10 @@ def first_result(n: int, replicas: int, data: str, embed_dim: int) -> list[float
     )  # fmt: skip
     started = time.perf_counter()
     sim.sweep(experiment, over={"loss.temperature": [TEMPERATURE]}, seeds=replicas, key=jax.random.key(0))
-    return [1.0 / (time.perf_counter() - started)]
+    return time.perf_counter() - started
 
 
-def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> Task:
     """A jitted Flax and Optax step, called from a Python loop; replicas would follow one another."""
     _use_full_vectors()
     import jax
@@ -126,10 +126,10 @@ def jax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
         jax.block_until_ready(p)
 
     batch = _jax_batches(n, data)
-    return repeat(run, lambda steps: steps)
+    return Task(run)
 
 
-def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> Task:
     """The loop of Flax's own tutorials: `nnx.jit` around a step that updates a module through `nnx.Optimizer`."""
     _use_full_vectors()
     import jax
@@ -151,7 +151,7 @@ def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
         jax.block_until_ready(value)
 
     batch = _jax_batches(n, data)
-    return repeat(run, lambda steps: steps)
+    return Task(run)
 
 
 def _use_full_vectors():
@@ -201,8 +201,8 @@ def _jax_batches(n: int, data: str):
     return (lambda i: fixed) if data == "fixed" else fresh
 
 
-def torch_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
-    """A PyTorch loop at its best number of threads: fused Adam, no `.item()`; replicas would follow one another."""
+def torch_loop(n: int, replicas: int, data: str, embed_dim: int) -> dict[str, Task]:
+    """A PyTorch loop at several numbers of threads: fused Adam, no `.item()`; replicas would follow one another."""
     import torch
 
     functional = torch.nn.functional
@@ -217,31 +217,26 @@ def torch_loop(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
         z = torch.randn(n, 8)
         return z @ mix_x + 0.05 * torch.randn(n, DIM_X), z @ mix_y + 0.05 * torch.randn(n, DIM_Y)
 
-    best: list[float] = []
-    for threads in sorted({1, os.cpu_count() or 1}):
+    torch.manual_seed(0)
+    tower_x, tower_y = tower(DIM_X), tower(DIM_Y)
+    optimizer = torch.optim.Adam([*tower_x.parameters(), *tower_y.parameters()], LEARNING_RATE, fused=True)
+    fixed = pairs()
+
+    def run(steps, threads):
         torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        tower_x, tower_y = tower(DIM_X), tower(DIM_Y)
-        optimizer = torch.optim.Adam([*tower_x.parameters(), *tower_y.parameters()], LEARNING_RATE, fused=True)
-        fixed = pairs()
+        for _ in range(steps):
+            x, y = fixed if data == "fixed" else pairs()
+            scores = functional.normalize(tower_x(x), dim=1) @ functional.normalize(tower_y(y), dim=1).T / TEMPERATURE
+            loss = 0.5 * (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
 
-        def run(steps, tower_x=tower_x, tower_y=tower_y, optimizer=optimizer, fixed=fixed):
-            for _ in range(steps):
-                x, y = fixed if data == "fixed" else pairs()
-                scores = (
-                    functional.normalize(tower_x(x), dim=1) @ functional.normalize(tower_y(y), dim=1).T / TEMPERATURE
-                )
-                loss = 0.5 * (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-
-        rates = repeat(run, lambda steps: steps)
-        best = max(best, rates, key=lambda r: sorted(r)[len(r) // 2] if r else 0.0)
-    return best
+    counts = sorted({1, len(os.sched_getaffinity(0))})
+    return {f"{threads} threads": Task(functools.partial(run, threads=threads)) for threads in counts}
 
 
-def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
+def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> Task:
     """torch.func: gradients of stacked replicas by vmap, one fused Adam over the stacks."""
     import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
@@ -280,19 +275,22 @@ def torch_vmap(n: int, replicas: int, data: str, embed_dim: int) -> list[float]:
                 leaf.grad = found[name]
             optimizer.step()
 
-    return repeat(run, lambda steps: steps * replicas)
+    return Task(run, replicas)
 
 
 ENGINES = dict(
-    gapsim=gapsim, one_core=one_core, sharded=sharded, jax_loop=jax_loop, flax_loop=flax_loop, torch_loop=torch_loop, torch_vmap=torch_vmap,
-    first_result=first_result,
+    gapsim=gapsim, one_core=one_core, sharded=sharded, jax_loop=jax_loop, flax_loop=flax_loop, torch_loop=torch_loop,
+    torch_vmap=torch_vmap,
 )  # fmt: skip
 
 if __name__ == "__main__":
     engine, n, replicas, data, embed_dim = sys.argv[1:6]
-    if engine in MACHINE:
-        rates = MACHINE[engine](int(n))
+    if engine == "first_result":
+        print(json.dumps(first_result(int(n), int(replicas), data, int(embed_dim))))
     else:
-        rates = ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(dict(rates=rates, peak_bytes=peak)))
+        task = (
+            MACHINE[engine](int(n))
+            if engine in MACHINE
+            else ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
+        )
+        serve(task if isinstance(task, dict) else {"": task})

@@ -13,7 +13,6 @@ of two arrays, and nothing for starting an operation; steps have been measured a
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 
@@ -136,24 +135,42 @@ def most_useful_shards(n: int, machine: Machine) -> float:
     return 2 / 3 * n * machine.link / machine.flops
 
 
+def measured_machine(data, group: float | None = None, *, at: int | None = None) -> Machine:
+    """One core of the machine that a stored bench ran on: median rates of all turns, or of one group in one round."""
+    chosen = data.machine if group is None else data.machine.sel(machine_group=group).isel(round=at)
+    rate = {str(name): float(chosen.sel(rate=name).median()) for name in chosen["rate"].values}
+    cores = data.attrs["cores"]
+    numbers = {name: float(name.split()[1]) for name in rate}
+    sizes = sorted((size, name) for name, size in numbers.items() if name.startswith("stream"))
+    small, large = sorted((size, name) for name, size in numbers.items() if name.startswith("permutes"))
+    return Machine(
+        "one core, measured", rate["matmul 2048"] / cores, tuple((4.0 * size, rate[name] / cores) for size, name in sizes),
+        rate["exponentials 131072"] / cores, 4.0 * large[0] / (1 / rate[large[1]] - 1 / rate[small[1]]), 1 / rate[small[1]],
+    )  # fmt: skip
+
+
 def measured_points(data) -> list[dict]:
-    """Engine, devices, n, d, and predicted and measured replica-steps per second (with the lowest and highest round) of
-    what the stored bench has measured on a fixed data set with every core busy."""
-    summary = json.loads(data.attrs["summary"])
-    machine = Machine(**summary["machine"])
-    frame = data.drop_dims(("batch", "part")).to_dataframe()
+    """Engine, devices, n, d of what the stored bench has measured on a fixed data set with every core busy; `predicted`
+    replica-steps per second, from the machine's median rates; `measured`, with the `low` and `high` round; and `share`,
+    measured over predicted from the rates of the machine beside it, the median of the rounds."""
+    machine, cores = measured_machine(data), int(data.attrs["cores"])
     found = []
-    for row in frame[frame.data == "fixed"].itertuples():
-        if row.engine == "sharded":
-            devices, predicted = row.replicas, 1 / seconds(sharded_cost(row.n, row.d, shards=row.replicas), machine)
-        elif row.engine == "one_core" or (row.engine == "gapsim" and (row.replicas == 64 or row.n == frame.n.max())):
-            devices = 1 if row.engine == "one_core" else summary["cores"]
-            predicted = devices / seconds(step_cost(row.n, row.d), machine)
+    for at in np.flatnonzero(data.data.values == "fixed"):
+        row = data.isel(row=at)
+        engine, n, d, replicas = str(row.engine.values), int(row.n), int(row.d), int(row.replicas)
+        if engine == "sharded":
+            devices, jobs, cost = replicas, 1, sharded_cost(n, d, shards=replicas)
+        elif engine == "one_core" or (engine == "gapsim" and (replicas == 64 or n == data.n.max())):
+            devices = jobs = 1 if engine == "one_core" else cores
+            cost = step_cost(n, d)
         else:
             continue
+        rounds = row.rates.median("turn").values
+        beside = [measured_machine(data, float(row.group), at=r) for r in range(len(rounds))]
+        shares = [rate * seconds(cost, m) / jobs for rate, m in zip(rounds, beside, strict=True)]
         found.append(
-            dict(engine=row.engine, devices=int(devices), n=int(row.n), d=int(row.d), predicted=predicted,
-                 measured=row.median, low=row.low, high=row.high)
+            dict(engine=engine, devices=devices, n=n, d=d, predicted=jobs / seconds(cost, machine), share=float(np.median(shares)),
+                 measured=float(row.rates.median()), low=float(rounds.min()), high=float(rounds.max()))
         )  # fmt: skip
     return found
 
@@ -162,7 +179,7 @@ def draw(data):
     """Measured against predicted, and the prediction from one core to ten thousand devices."""
     import matplotlib.pyplot as plt
 
-    core = Machine(**json.loads(data.attrs["summary"])["machine"])
+    core = measured_machine(data)
     points = measured_points(data)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(_figures.TWO_COLUMNS, 2.8), layout="constrained")
     _draw_agreement(left, points)
