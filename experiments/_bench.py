@@ -199,7 +199,8 @@ def _draw_rates(axis, frame):
     at = [rows.replicas for _, rows in several.groupby("n")]
     exponents = [_exponent(r, c) for r, c in zip(at, costs, strict=True) if len(r) > 1]
     if exponents:
-        axis.text(0.98, 0.02, "cost ∝ replicas^a, a = " + ", ".join(exponents), ha="right", transform=axis.transAxes)
+        said = "cost ∝ replicas^a, a = " + ", ".join(exponents)
+        axis.text(0.98, 0.02, said, ha="right", fontsize=_figures.SMALL, transform=axis.transAxes)
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
     axis.minorticks_off()
 
@@ -209,14 +210,14 @@ def _draw_cost(axis, rows, name, per_core, cores):
     bars = np.abs(cores / rows[["high", "low"]].to_numpy().T - cost)
     label, rounds = "measured", cores / np.stack(rows.rounds)
     if len(at) > 1:
-        label = f"exponent {_exponent(at, rounds)}; last two {_exponent(at[-2:], rounds[-2:])}"
+        label = f"exponent {_exponent(at, rounds)};\nlast two {_exponent(at[-2:], rounds[-2:])}"
     axis.errorbar(at, cost, bars, color=_figures.COLORS[0], marker="o", label=label)
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
     axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
     axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
     axis.minorticks_off()
-    axis.legend(loc="upper left")
+    axis.legend(loc="upper left", fontsize=_figures.SMALL)
 
 
 def _exponent(at, costs) -> str:

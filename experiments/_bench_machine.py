@@ -16,16 +16,18 @@ TURN_SECONDS = 0.4  # of one timing, about
 
 
 class Task(NamedTuple):
-    """Work that can be timed: run(steps), and what one step is worth (replica-steps, FLOP, bytes, ...)."""
+    """Work that can be timed: run(steps), what one step is worth (replica-steps, FLOP, bytes, ...), and how many steps
+    a turn holds at least."""
 
     run: Callable[[int], None]
     worth: float = 1.0
+    least: int = 1
 
 
 def serve(tasks: dict[str, Task]):
     """Time all tasks, a turn for every line of standard input: a line of JSON is printed when ready, and at every turn
     the rate of each task, by its label, and the peak memory of the process."""
-    steps = {label: _enough_steps(task.run) for label, task in tasks.items()}
+    steps = {label: _enough_steps(task) for label, task in tasks.items()}
     print(json.dumps("ready"), flush=True)
     for _ in sys.stdin:
         rates = {}
@@ -37,16 +39,16 @@ def serve(tasks: dict[str, Task]):
         print(json.dumps(dict(rates=rates, peak_bytes=peak)), flush=True)
 
 
-def _enough_steps(run) -> int:
-    """Steps that take TURN_SECONDS, once everything is compiled."""
-    steps = 4
-    run(steps)
+def _enough_steps(task: Task) -> int:
+    """Steps that take TURN_SECONDS, once everything is compiled; `least` of them at least."""
+    steps = max(4, task.least)
+    task.run(steps)
     while True:
         started = time.perf_counter()
-        run(steps)
+        task.run(steps)
         seconds = time.perf_counter() - started
         if seconds > TURN_SECONDS / 2:
-            return max(1, int(steps * TURN_SECONDS / seconds))
+            return max(task.least, int(steps * TURN_SECONDS / seconds))
         steps *= 2
 
 
