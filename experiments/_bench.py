@@ -17,7 +17,7 @@ CAPTION = (
     "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
     "against replicas at batch size n = 64 (circles), 256 (squares), 1,024 (triangles), one fixed data set each, d = 32; "
     "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256); "
-    "grey: the step's matrix products alone at the measured rate of a 2,048² product. In the legends, exponents of the cost "
+    "grey: the step's matrix products alone at the measured rate of a 2,048² product. In the panels, exponents of the cost "
     "of a step: (a) of all replicas together, from 4 replicas on, at n = 64, 256 and 1,024; (b), (c) fitted over all points, "
     "and, as the curves bend, between the last two; ± half the range over rounds. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
     "Points: medians over all turns; bars: lowest and highest round."
@@ -45,7 +45,7 @@ def found(data, engine, n, replicas, kind, d=EMBED):
 
 
 def products(data, group: float):
-    """Rates [round, turn] of a 2,048² product, all cores, beside the rows of a group."""
+    """Rates [round, turn] of a 2,048² product, by as many cores, beside the rows of a group."""
     return data.machine.sel(machine_group=group, rate="matmul 2048").values
 
 
@@ -61,7 +61,8 @@ def rows(data) -> list[dict[str, Any]]:
         rates = one.rates.values
         row: dict[str, Any] = label | dict(zip(("median", "low", "high"), spread(rates), strict=True))
         for name, opponent in OPPONENTS.items():
-            others = found(data, opponent, label["n"], 1, label["data"], label["d"])
+            beside = float(one.group) == label["n"]
+            others = found(data, opponent, label["n"], 1, label["data"], label["d"]) if beside else None
             for end, value in zip(
                 ("", "_low", "_high"), spread(rates / others) if others is not None else (None,) * 3, strict=True
             ):
@@ -104,7 +105,9 @@ def render(data) -> str:
         "of matmul rate", "peak MiB",
     ]  # fmt: skip
     between = lambda v, unit="": f"{v[0]:.3g}{unit} ({v[1]:.3g} to {v[2]:.3g})"  # noqa: E731
-    all_products = data.machine.sel(rate="matmul 2048").transpose("round", "machine_group", "turn").values / 1e9
+    all_products = (
+        _cost_model.all_busy(data).sel(rate="matmul 2048").transpose("round", "machine_group", "turn").values / 1e9
+    )
     rate = spread(all_products.reshape(data.sizes["round"], -1))
     after = [f"rate of a 2,048² product, all cores: {between(rate, ' GFLOP/s')}"]
     after += [f"first sweep of a warm process: {between(spread(data['first'].values[:, None]), ' s')}"]
@@ -168,7 +171,7 @@ def draw(data):
     frame = pd.DataFrame(rows(data)).assign(rounds=list(np.median(data.rates.values, axis=2)))
     frame = frame[frame.data == "fixed"]
     cores = int(data.attrs["cores"])
-    per_core = float(data.machine.sel(rate="matmul 2048").median()) / cores
+    per_core = _cost_model.measured_machine(data).flops
     _draw_rates(axes[0, 0], frame[frame.d == EMBED])
     engine = frame[frame.engine == "gapsim"]
     own = engine[engine.replicas == min(64, engine.replicas.max())]
@@ -199,7 +202,8 @@ def _draw_rates(axis, frame):
     at = [rows.replicas for _, rows in several.groupby("n")]
     exponents = [_exponent(r, c) for r, c in zip(at, costs, strict=True) if len(r) > 1]
     if exponents:
-        said = "cost ∝ replicas^a, a = " + ", ".join(exponents)
+        said = "exponents " + ", ".join(exponents)
+        axis.set_ylim(frame["median"].min() / 4)
         axis.text(0.98, 0.02, said, ha="right", fontsize=_figures.SMALL, transform=axis.transAxes)
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
     axis.minorticks_off()
@@ -215,6 +219,7 @@ def _draw_cost(axis, rows, name, per_core, cores):
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
     axis.plot(at, products, color=_figures.CONTROL, label="its products alone")
     axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
+    axis.set_ylim(min(products) / 3, cost.max() * 3)
     axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
     axis.minorticks_off()
     axis.legend(loc="upper left", fontsize=_figures.SMALL)

@@ -23,35 +23,42 @@ from experiments._bench_worker import EMBED
 BATCHES, REPLICAS, WIDTHS = (64, 256, 1024), (1, 4, 16, 64, 256), (8, 128, 512)
 LARGEST = (4096, 4)  # batch and replicas of the last point against n
 LOOPS = ("torch_loop", "jax_loop", "flax_loop")
+ALONG, ONE_CORE = 0, 1  # groups that are no batch size
 TURNS = 7  # of a round: in every round all processes are started anew
-Point = tuple[str, int, int, str, int]  # engine, n, replicas (of "sharded": devices), data, d
+Point = tuple[str, int, int, str, int]  # engine, n, replicas (of "sharded": devices; of the machine: cores), data, d
 # Rates of the machine: products of 2,048² matrices, exponentials of 2^17 numbers, messages of one number and of 4 MB, and
 # element-wise passes over arrays from 64 KiB, which a core's own cache holds, to 64 MiB, which none does.
-MACHINE_POINTS: tuple[Point, ...] = tuple(
-    (name, size, 1, "fixed", EMBED)
-    for name, size in (
-        ("matmul", 2048), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20),
-        ("stream", 1 << 14), ("stream", 1 << 17), ("stream", 1 << 20), ("stream", 1 << 24),
-    )
+MACHINE_RATES = (
+    ("matmul", 2048), ("exponentials", 1 << 17), ("permutes", 1), ("permutes", 1 << 20),
+    ("stream", 1 << 14), ("stream", 1 << 17), ("stream", 1 << 20), ("stream", 1 << 24),
 )  # fmt: skip
-MACHINE_LABELS = tuple(f"{name} {size}" for name, size, *_ in MACHINE_POINTS)
 FIRST_RESULT: Point = ("first_result", 64, 64, "fixed", EMBED)
 
 
+def machine_points(group: int) -> list[Point]:
+    """The machine's rates with as many cores as the points of a group use; messages need all of them."""
+    cores = len(os.sched_getaffinity(0))
+    used = lambda name: 1 if group == ONE_CORE and name != "permutes" else cores  # noqa: E731
+    return [(name, size, used(name), "fixed", EMBED) for name, size in MACHINE_RATES]
+
+
 def groups(quick: bool) -> dict[int, list[Point]]:
-    """Points that take turns: all engines at a batch size; and, as group 0, this engine along n and d."""
+    """Points that take turns: all engines at a batch size; as group ALONG, this engine along n and d; and as group
+    ONE_CORE what uses one core, which may run faster while the other rests."""
     batches, replicas = (BATCHES[:1], (1, 16)) if quick else (BATCHES, REPLICAS)
     found: dict[int, list[Point]] = {}
     for n in batches:
-        found[n] = [("one_core", n, 16, "fixed", EMBED)]
+        found[n] = []
         for data in ("fixed", "fresh"):
             found[n] += [(loop, n, 1, data, EMBED) for loop in LOOPS]
             counts = replicas if data == "fixed" else (replicas[-2:-1] if len(replicas) > 2 else replicas[-1:])
             found[n] += [("gapsim", n, r, data, EMBED) for r in counts]
             found[n] += [("torch_vmap", n, r, data, EMBED) for r in counts if r * n <= 64 * 256 and r > 1]
+    found[ONE_CORE] = [("one_core", n, 16, "fixed", EMBED) for n in batches]
     if not quick:
-        found[0] = [("gapsim", 256, 64, "fixed", d) for d in WIDTHS] + [("gapsim", *LARGEST, "fixed", EMBED)]
-        found[0] += [("sharded", LARGEST[0], shards, "fixed", EMBED) for shards in (1, 2)]
+        found[ONE_CORE] += [("sharded", LARGEST[0], 1, "fixed", EMBED)]
+        found[ALONG] = [("gapsim", 256, 64, "fixed", d) for d in WIDTHS] + [("gapsim", *LARGEST, "fixed", EMBED)]
+        found[ALONG] += [("sharded", LARGEST[0], 2, "fixed", EMBED)]
     return found
 
 
@@ -69,14 +76,14 @@ def run(*, quick: bool, rounds: int):
     rates: dict[tuple[int, Point, str], list[list[float]]] = {}
     peaks: dict[tuple[int, Point], float] = {}
     first: list[float] = []
-    total = rounds * (1 + TURNS) * sum(len(MACHINE_POINTS) + len(points) for points in wanted.values())
+    total = rounds * (1 + TURNS) * sum(len(MACHINE_RATES) + len(points) for points in wanted.values())
     _once("_bench_worker", FIRST_RESULT)  # fills the compilation cache
     with tqdm(total=total, desc="bench", unit="turn") as bar:
         for _ in range(rounds):
             first.append(_once("_bench_worker", FIRST_RESULT))
             for group, points in wanted.items():
-                _take_turns(group, [*MACHINE_POINTS, *points], rates, peaks, bar)
-    profiles = {n: _once("_bench_profile", ("gapsim", n, 64, "fixed", EMBED)) for n in wanted if n}
+                _take_turns(group, [*machine_points(group), *points], rates, peaks, bar)
+    profiles = {n: _once("_bench_profile", ("gapsim", n, 64, "fixed", EMBED)) for n in wanted if n in BATCHES}
     # Of several settings, the one that is fastest in the median is an engine's.
     best: dict[tuple[int, Point], tuple[str, Any]] = {}
     for (group, point, setting), values in rates.items():
@@ -89,15 +96,16 @@ def run(*, quick: bool, rounds: int):
         replicas=[float(p[2]) for _, p in rows], data=[p[3] for _, p in rows], d=[float(p[4]) for _, p in rows],
         setting=[best[row][0] for row in rows], peak_bytes=[peaks[row] for row in rows],
     )  # fmt: skip
-    machine = [[best[group, point][1] for point in MACHINE_POINTS] for group in wanted]
+    machine = [[best[group, point][1] for point in machine_points(group)] for group in wanted]
+    cycles = np.reshape([[parts[part] for part in PARTS] for parts in profiles.values()], (-1, len(PARTS)))
     return xr.Dataset(
         dict(
             rates=(("row", "round", "turn"), np.array([best[row][1] for row in rows])),
             machine=(("machine_group", "rate", "round", "turn"), np.array(machine)), first=("round", first),
-            profile=(("batch", "part"), [[parts[part] for part in PARTS] for parts in profiles.values()]),
+            profile=(("batch", "part"), cycles),
             **{name: ("row", values) for name, values in columns.items()},
         ),
-        coords=dict(machine_group=[float(g) for g in wanted], rate=list(MACHINE_LABELS), batch=list(profiles), part=list(PARTS)),
+        coords=dict(machine_group=[float(g) for g in wanted], rate=[f"{name} {size}" for name, size in MACHINE_RATES], batch=list(profiles), part=list(PARTS)),
         attrs=dict(cores=len(os.sched_getaffinity(0))),
     )  # fmt: skip
 

@@ -290,9 +290,9 @@ if __name__ == "__main__":
     if engine == "first_result":
         print(json.dumps(first_result(int(n), int(replicas), data, int(embed_dim))))
     else:
-        task = (
-            MACHINE[engine](int(n))
-            if engine in MACHINE
-            else ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
-        )
+        if engine in MACHINE:
+            _use_cores(int(replicas))
+            task = MACHINE[engine](int(n))
+        else:
+            task = ENGINES[engine](int(n), int(replicas), data, int(embed_dim))
         serve(task if isinstance(task, dict) else {"": task})

@@ -7,7 +7,8 @@ one step, by the rates of a device: R FLOP/s, W bytes/s, X exponentials/s, L byt
 W depends on the size of the arrays that are passed over, for caches are faster than memory.
 Nothing is fitted: the rates are measured by `experiments._bench_machine`, or come from a data sheet. No overlap of
 sending and computing is assumed. It is a best case: every product at the rate of a large one, every pass at that of a sum
-of two arrays, and nothing for starting an operation; steps have been measured at half to nine tenths of it.
+of two arrays, and nothing for starting an operation; steps have been measured from half of it (on a faster host) to all
+of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from experiments import _figures
+from experiments._bench_run import ONE_CORE
 from experiments._bench_worker import DIM_X, DIM_Y, EMBED, WIDTH
 from simulator.partition import ROWS_AT_ONCE
 
@@ -135,11 +137,18 @@ def most_useful_shards(n: int, machine: Machine) -> float:
     return 2 / 3 * n * machine.link / machine.flops
 
 
+def all_busy(data):
+    """The machine's rates in the groups that use every core."""
+    return data.machine.isel(machine_group=data.machine_group.values != ONE_CORE)
+
+
 def measured_machine(data, group: float | None = None, *, at: int | None = None) -> Machine:
-    """One core of the machine that a stored bench ran on: median rates of all turns, or of one group in one round."""
-    chosen = data.machine if group is None else data.machine.sel(machine_group=group).isel(round=at)
+    """One core of the machine that a stored bench ran on: median rates of all turns while every core was busy, or of one
+    group, in all rounds or in one."""
+    chosen = all_busy(data) if group is None else data.machine.sel(machine_group=group)
+    chosen = chosen if at is None else chosen.isel(round=at)
     rate = {str(name): float(chosen.sel(rate=name).median()) for name in chosen["rate"].values}
-    cores = data.attrs["cores"]
+    cores = 1 if group == ONE_CORE else data.attrs["cores"]
     numbers = {name: float(name.split()[1]) for name in rate}
     sizes = sorted((size, name) for name, size in numbers.items() if name.startswith("stream"))
     small, large = sorted((size, name) for name, size in numbers.items() if name.startswith("permutes"))
@@ -150,11 +159,10 @@ def measured_machine(data, group: float | None = None, *, at: int | None = None)
 
 
 def measured_points(data) -> list[dict]:
-    """Engine, devices, n, d of what the stored bench has measured on a fixed data set with every core busy; `predicted`
-    replica-steps per second, from the machine's median rates; `measured`, with the `low` and `high` round; and `share`,
+    """Engine, devices, n, d of what the stored bench has measured on a fixed data set; `predicted` replica-steps per
+    second, from the machine's median rates with as many cores; `measured`, with the `low` and `high` round; and `share`,
     measured over predicted from the rates of the machine beside it, the median of the rounds."""
-    machine, cores = measured_machine(data), int(data.attrs["cores"])
-    found = []
+    cores, found = int(data.attrs["cores"]), []
     for at in np.flatnonzero(data.data.values == "fixed"):
         row = data.isel(row=at)
         engine, n, d, replicas = str(row.engine.values), int(row.n), int(row.d), int(row.replicas)
@@ -166,7 +174,9 @@ def measured_points(data) -> list[dict]:
         else:
             continue
         rounds = row.rates.median("turn").values
-        beside = [measured_machine(data, float(row.group), at=r) for r in range(len(rounds))]
+        group = float(row.group)
+        machine = measured_machine(data, group if group == ONE_CORE else None)
+        beside = [measured_machine(data, group, at=r) for r in range(len(rounds))]
         shares = [rate * seconds(cost, m) / jobs for rate, m in zip(rounds, beside, strict=True)]
         found.append(
             dict(engine=engine, devices=devices, n=n, d=d, predicted=jobs / seconds(cost, machine), share=float(np.median(shares)),
