@@ -1,6 +1,7 @@
-"""Settings of every test: 64-bit, strict broadcasting, no display."""
+"""Settings of every test: 64-bit, strict broadcasting, no display, Ctrl-C heard."""
 
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ os.environ["XLA_FLAGS"] = f"{FAST_COMPILING} {os.environ.get('XLA_FLAGS', '')}".
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
+# Shells start background jobs with Ctrl-C ignored, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What one process compiled serves the others, and the next run.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
