@@ -115,7 +115,7 @@ class Bench:
     """
 
     quick: bool = False
-    """A few points only."""
+    """A few points only; prints them, draws nothing."""
     rounds: int = 2
     """Times that all processes are started and take their turns (a quarter of an hour); medians and extremes are shown."""
     json: Path | None = None
@@ -329,7 +329,7 @@ def _bench(command: Bench) -> int:
     print(_bench.render(data))
     if command.json is not None:
         write_json(command.json, _bench.rows(data))
-    if command.out is not None:
+    if command.out is not None and not command.quick:  # the figures need every point
         _bench.store(data, command.out)
     return 0
 

@@ -152,3 +152,15 @@ def test_a_reader_that_stops_early_is_no_error(command):
     )
     assert closed.stderr == ""
     assert {done.returncode, closed.returncode} <= {0, 141}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_bench_leaves_the_figures_alone(quick, monkeypatch, tmp_path):
+    from experiments import _bench, _bench_run
+
+    stored = []
+    monkeypatch.setattr(_bench_run, "run", lambda **_: "rates")
+    monkeypatch.setattr(_bench, "render", lambda data: data)
+    monkeypatch.setattr(_bench, "store", lambda data, out: stored.append((data, out)))
+    assert main(["bench", "--out", str(tmp_path), *(["--quick"] if quick else [])]) == 0
+    assert stored == ([] if quick else [("rates", tmp_path)])
