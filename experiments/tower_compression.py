@@ -66,7 +66,8 @@ class Config:
     temperatures: tuple[float, ...] = (0.02, 0.05, 0.15, 0.5)
     steps: int = 1000
     seeds: int = 8
-    seed: int = 54  # with 53 two hidden layers of 96 to 768 units fell by 3.7 standard errors too fast
+    seed: int = 54
+    design_seeds: tuple[int, ...] = (53,)
 
 
 QUICK = Config(

@@ -1,6 +1,7 @@
 """Rules that keep the project one house."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,11 @@ def test_every_experiment_has_its_figure_test_and_verdicts():
         assert set(module.CLAIM.expected) <= {"holds", "holds if", "refuted"}
         assert module.CAPTION
         assert isinstance(module.QUICK, module.Config)
+
+
+def test_verdicts_come_from_seeds_on_which_nothing_was_chosen():
+    for stem in _ledger.stems():
+        module = _ledger.load(stem)
+        for config in (module.Config(), module.QUICK):
+            assert getattr(config, "seed", None) not in getattr(config, "design_seeds", ()), stem
+        assert not re.search(r"\bseed: int = \d+ *#", (ROOT / "experiments" / f"{stem}.py").read_text()), stem
