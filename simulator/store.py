@@ -40,12 +40,19 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the checkout this code runs from ("+" for uncommitted changes to code), or "unknown"."""
+    """The commit of the repository that tracks this file ("+" for uncommitted changes to code), or "unknown".
+
+    A package that is installed inside somebody's repository (an ignored .venv) has no commit; its version says what it is.
+    """
     here = Path(__file__).resolve().parent
+    # Git's own variables (of a hook, say) would name another repository than the one around this file.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     run = lambda *a: subprocess.run(  # noqa: E731
-        ["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
+        ["git", "--no-optional-locks", "-C", str(here), *a],
+        capture_output=True, text=True, timeout=10, check=True, env=environment,
+    ).stdout.strip()  # fmt: skip
     try:
+        run("ls-files", "--error-unmatch", "--", Path(__file__).name)
         changed = run("status", "--porcelain", "--", str(here), str(here.parent / "experiments"))
         return run("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):

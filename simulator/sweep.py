@@ -48,7 +48,8 @@ def sweep(
       progress: show a progress bar.
 
     Returns:
-      xarray.Dataset with one dimension per swept field (named by its dotted path), `seed`, and `step`: the history
+      xarray.Dataset with one dimension per swept field (named by its dotted path; "experiment.loss" for one that is called
+      like a result), `seed`, and `step`: the history
       as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`; its attributes
       hold config, versions, commit and precision. Where a swept field changes a size, shorter rows are padded with NaN.
 
@@ -64,8 +65,8 @@ def sweep(
     groups = _groups(experiment, over, seeds, key, params)
     shapes = [result_shapes(group.config) for group in groups]
     largest = {
-        name: (tuple(np.max([s[name][0] for s in shapes], axis=0).tolist()), dtype)
-        for name, (_, dtype) in shapes[0].items()
+        name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
+        for name, (_, dtype) in {name: found for s in shapes for name, found in s.items()}.items()
     }
     static, traced = _split(over)
     config = dict(
@@ -78,7 +79,9 @@ def sweep(
     )
     if store is None:
         whole = [_train(group, slice(None), None, progress) for group in groups]
-        arrays = {name: np.stack([_pad(part[name], *largest[name]) for part in whole]) for name in largest}
+        arrays = {
+            name: np.stack([_pad(part.get(name), *largest[name], groups[0].size) for part in whole]) for name in largest
+        }
         return _label(arrays, _attributes(config), config)
     engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
     require_named_functions(config)
@@ -225,12 +228,14 @@ def _train_chunks(groups: list[_Group], store: resume.SweepStore, progress: bool
         raise FloatingPointError(f"{errors[0]}; {stored}") from errors[0]
 
 
-def _pad(values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Filled up to a shape per replica, with NaN (−1 for whole numbers)."""
-    if values.shape[1:] == shape:
+def _pad(values: np.ndarray | None, shape: tuple[int, ...], dtype, replicas: int) -> np.ndarray:
+    """Filled up to a shape per replica, with NaN (−1 for whole numbers); None, of a group that has no such result, is
+    nothing but these."""
+    if values is not None and values.shape[1:] == shape:
         return values
-    full = np.full((len(values), *shape), np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
-    full[(slice(None), *(slice(0, n) for n in values.shape[1:]))] = values
+    full = np.full((replicas, *shape), np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
+    if values is not None:
+        full[(slice(None), *(slice(0, n) for n in values.shape[1:]))] = values
     return full
 
 
@@ -241,11 +246,15 @@ def _label(arrays, attributes, config):
     over, order, seeds = config["over"], config["order"], config["seeds"]
     shape = (*(len(over[p]) for p in order), seeds)
     inner = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",))
+    # A swept field may be called like a result (`loss`), which xarray would take for the result's own coordinate.
+    taken = {*arrays, "seed", "step", "pair", "embed"}
+    dimension = {path: f"experiment.{path}" if path in taken else path for path in over}
     variables = {}
     for name, value in arrays.items():
         dims = inner.get(name, ("step",))
         value = value.reshape(*shape, *value.shape[2:])
-        variables[name] = xr.DataArray(value, dims=(*order, "seed", *dims)).transpose(*over, "seed", *dims)
-    coords = {p: [v if np.isscalar(v) else json.dumps(v) for v in values] for p, values in over.items()}
+        whole = xr.DataArray(value, dims=(*(dimension[p] for p in order), "seed", *dims))
+        variables[name] = whole.transpose(*dimension.values(), "seed", *dims)
+    coords = {dimension[p]: [v if np.isscalar(v) else json.dumps(v) for v in values] for p, values in over.items()}
     steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
     return xr.Dataset(variables, coords=coords | dict(seed=np.arange(seeds), step=steps), attrs=attributes)

@@ -224,3 +224,23 @@ def test_a_size_that_is_swept_is_padded(experiment):
     assert np.isfinite(data.x.sel(eval_pairs=32)).all()
     with pytest.raises(ValueError, match="cannot be swept"):
         sweep(experiment, over={"steps": [16, 32]}, seeds=1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("own_store", [False, True])
+def test_a_swept_field_that_is_called_like_a_result_keeps_both(tmp_path, experiment, own_store):
+    losses = [sim.InfoNCE(0.1), sim.Sigmoid(0.5)]
+    data = sweep(
+        experiment, over={"loss": losses, "start.angle": [0.5]}, seeds=1, key=jax.random.key(0),
+        store=tmp_path / "s" if own_store else None,
+    )  # fmt: skip
+    assert data.loss.dims == ("experiment.loss", "start.angle", "seed", "step")
+    assert json.loads(data["experiment.loss"].values[1])["type"] == "Sigmoid"
+    np.testing.assert_array_equal(np.isfinite(data.bias.values).all(axis=(1, 2, 3)), [False, True])
+    for number, loss in enumerate(losses):
+        alone = sweep(
+            sim.Experiment(**vars(experiment) | dict(loss=loss)),
+            over={"start.angle": [0.5]},
+            seeds=1,
+            key=jax.random.key(0),
+        )
+        np.testing.assert_array_equal(data.loss.values[number], alone.loss.values)
