@@ -185,14 +185,15 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
     """One XLA device per core with full vectors, and what is compiled kept on disk; only possible before JAX computes
     anything in this process. only_sweeps: no device ever helps another with its matrix products. least: devices,
     also on fewer cores."""
-    flags = "--xla_cpu_prefer_vector_width=512" + " --xla_cpu_multi_thread_eigen=false" * only_sweeps
-    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
     import contextlib
 
     import jax
 
+    from simulator.compiler import use_flags
     from simulator.engine import cache_folder
 
+    flags = ["--xla_cpu_prefer_vector_width=512"] + ["--xla_cpu_multi_thread_eigen=false"] * only_sweeps
+    use_flags(*flags, memory=cache_folder() / "xla_flags.json")
     # Not os.cpu_count(): a cluster grants a job some of a node's cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 import simulator as sim
+from simulator import compiler
 from simulator.losses import info_nce
 from simulator.theory import towers as theory
 
@@ -71,7 +72,7 @@ def stack(trees):
 
 
 # Small programs, many shapes: optimising them takes longer than running them as they are.
-_compile = functools.partial(jax.jit, compiler_options=dict(xla_backend_optimization_level=0))
+_compile = functools.partial(compiler.jit, options=dict(xla_backend_optimization_level=0))
 
 
 @functools.partial(_compile, static_argnames=("graphs", "optimizers", "similarity"))

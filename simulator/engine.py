@@ -24,6 +24,8 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from simulator import compiler
+
 CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measured anything better
 CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
 
@@ -47,7 +49,7 @@ class Layout:
         return jax.sharding.Mesh(devices, ("replica", "batch"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-# For what runs once: XLA on CPUs then compiles two to three times faster.
+# For what runs once: XLA on CPUs then compiles up to three times faster; what a version does not know is left out.
 LITTLE_EFFORT = dict(xla_backend_optimization_level=1, xla_cpu_use_fusion_emitters=False)
 
 
@@ -63,9 +65,9 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
     machine never returns). runs_once compiles with LITTLE_EFFORT; other backends ignore it.
     """
 
-    @functools.partial(
-        jax.jit, static_argnames=("template", "layout"), compiler_options=LITTLE_EFFORT if runs_once else None
-    )
+    compiled = functools.partial(compiler.jit, options=LITTLE_EFFORT) if runs_once else jax.jit
+
+    @functools.partial(compiled, static_argnames=("template", "layout"))
     def run(template, values, mapped, *shared, layout: Layout):
         one = lambda v, m, *s: function(layout.join(template, v), m, *s)  # noqa: E731
         size = layout.replicas_per_block

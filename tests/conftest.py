@@ -14,18 +14,20 @@ import matplotlib
 import numpy as np
 import pytest
 
+from simulator.compiler import use_flags
 from simulator.engine import release_programs
 
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 # Most of the time here is compiling: half the effort of the compiler is enough for small arrays. JAX reads this when it computes first.
-FAST_COMPILING = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{FAST_COMPILING} {os.environ.get('XLA_FLAGS', '')}".strip()
+FAST_COMPILING = ("--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1")
+use_flags(*FAST_COMPILING, memory=CACHE / "xla_flags.json")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
 # Shells start background jobs with Ctrl-C ignored, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # What one process compiled serves the others, and the next run.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments.simplex import optimum, rows_with_gap, smallest
+from experiments.simplex import contrasts_loss, optimum, rows_with_gap, smallest
 from simulator.theory import landscapes
 from tests.theorems.common import check_claim
 
@@ -112,6 +112,24 @@ def test_wrong_pairs_need_one_dimension_more():
     np.testing.assert_allclose(
         smallest(start, dimensions=2, temperature=0.1)[0], landscapes.smallest_loss(3, 0.1), rtol=1e-8
     )
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_loss_of_a_millionth_is_minimised_from_any_start(dimensions):
+    """Among them starts whose coordinates grow to lengths of thousands, and others where rounding once stopped the search."""
+    bound = landscapes.smallest_loss(3, 0.1)
+    for seed in (0, 4, 6):
+        start = np.random.default_rng(seed).normal(size=(2, 3, 3))
+        x, y, *_ = optimum(start, dimensions=dimensions, temperature=0.1)
+        np.testing.assert_allclose(contrasts_loss(x, y, 0.1, np.eye(3)), bound, rtol=2e-9)
+
+
+def test_the_loss_of_differences_is_info_nce(rng):
+    x, y = rng.normal(size=(2, 6, 4))
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+    for pairing in (np.eye(6), np.full((6, 6), 0.1), rng.random((6, 6))):
+        expected = sim.info_nce(x, y, temperature=0.2, pairing=pairing)
+        np.testing.assert_allclose(contrasts_loss(x, y, 0.2, pairing), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
