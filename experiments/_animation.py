@@ -211,7 +211,8 @@ def _curves(axis, data, name: str, is_last: bool):
 
 def main(out: Path | str = "figures", config: Config = Config(), *, redraw: bool = False) -> list[Path]:
     """Train, store and animate; redraw: animate what is stored. Returns the files written."""
-    from simulator.store import describe_config, load_dataset, provenance, save_dataset
+    from simulator.identity import describe_config
+    from simulator.store import load_dataset, provenance, save_dataset
 
     numbers, picture = Path(out) / f"{STEM}.nc", Path(out) / f"{STEM}.gif"
     if redraw:

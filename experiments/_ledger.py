@@ -47,7 +47,8 @@ def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progres
     """Measure one claim; store the dataset and the figure under `out` unless it is None. Returns (dataset, seconds)."""
     from experiments._figures import save_figure
     from simulator.engine import release_programs
-    from simulator.store import describe_config, provenance, save_dataset
+    from simulator.identity import describe_config
+    from simulator.store import provenance, save_dataset
 
     release_programs()
     module = load(stem)

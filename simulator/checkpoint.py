@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.store import differences, digest, identify, read_json, said_where, whole_file
+from simulator.identity import digest
+from simulator.store import differences, identify, read_json, said_where, whole_file
 
 FORMAT = 2  # raised when the layout changes: what is older is then refused with a word
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from simulator.identity import require_same_environment
 from simulator.store import differences, identify, read_json, said_where, whole_file
 
 RESULTS = "results.zarr"
@@ -111,6 +112,8 @@ def open_store(
         )
     store, _ = _open(path)
     _forget_damaged(store)
+    if not finished(store).all():
+        require_same_environment(path, made["config"], config)
     return store
 
 

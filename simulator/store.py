@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -19,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 
 def provenance() -> dict[str, str]:
@@ -57,50 +53,6 @@ def _commit() -> str:
         return run("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def describe_config(config: Any) -> Any:
-    """A configuration as plain JSON values: dataclasses by name and field, callables by name."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = [f.name for f in dataclasses.fields(config) if f.init]
-        return {"type": type(config).__name__} | {name: describe_config(getattr(config, name)) for name in fields}
-    if isinstance(config, (list, tuple)):
-        return [describe_config(item) for item in config]
-    if isinstance(config, functools.partial):
-        described = [describe_config(config.func), [describe_config(a) for a in config.args]]
-        return {"partial": [*described, {k: describe_config(v) for k, v in config.keywords.items()}]}
-    if callable(config):
-        name = getattr(config, "__qualname__", repr(config))
-        enclosed = inspect.getclosurevars(config).nonlocals if inspect.isfunction(config) else {}
-        # A schedule of optax is a function in a function: its numbers are what it encloses.
-        return {"function": name, "of": describe_config(enclosed)} if enclosed else name
-    if isinstance(config, dict):
-        return {str(name): describe_config(value) for name, value in config.items()}
-    if isinstance(config, (np.ndarray, np.generic, jax.Array)):
-        return config.item() if np.ndim(config) == 0 else {"array": digest(config)}
-    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
-
-
-def digest(tree: Any) -> str | None:
-    """A name for a pytree of arrays by its content; None for None."""
-    if tree is None:
-        return None
-    content = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        content.update(f"{np.shape(leaf)} {np.asarray(leaf).dtype}".encode() + np.asarray(leaf).tobytes())
-    return content.hexdigest()
-
-
-def require_named_functions(described: Any) -> None:
-    """Raise ValueError where a described configuration holds a function that its name does not identify."""
-    values = described.values() if isinstance(described, dict) else described if isinstance(described, list) else []
-    for value in values:
-        require_named_functions(value)
-    if isinstance(described, str) and ("<lambda>" in described or " at 0x" in described):
-        raise ValueError(
-            f"the configuration holds the function {described}, which its name does not identify; results on disk need a "
-            "function with a name of its own (def, or functools.partial of one)"
-        )
 
 
 @contextlib.contextmanager
@@ -160,18 +112,31 @@ def read_json(path: Path, *names: str) -> dict[str, Any]:
     return made
 
 
-def identify(layout: int, config) -> str:
-    """A name for a configuration (JSON values) in a layout on disk."""
-    return hashlib.sha256(json.dumps([layout, config], sort_keys=True).encode()).hexdigest()
+def identify(layout: int, config: dict[str, Any]) -> str:
+    """A name for a configuration (JSON values, but for its `environment`) in a layout on disk."""
+    named = {name: value for name, value in config.items() if name != "environment"}
+    return hashlib.sha256(json.dumps([layout, named], sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Dotted names of what two JSON values differ in."""
+    """Dotted names of what two JSON values differ in, but for their `environment`."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
-            yield from differences(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+        for name in (old.keys() | new.keys()) - {"environment"}:
+            place = f"{where}.{name}" if where else name
+            if name == "source" and old.get(name) != new.get(name):
+                yield f"{where} (the source of {old.get('function')} was edited)"
+            else:
+                yield from differences(old.get(name), new.get(name), place)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, pair in enumerate(zip(old, new, strict=True)):
+            yield from differences(*pair, f"{where}[{number}]")
     elif old != new:
-        yield f"{where} ({old!r} there, {new!r} here)"
+        yield f"{where} ({_short(old)} there, {_short(new)} here)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @contextlib.contextmanager

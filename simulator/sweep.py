@@ -15,8 +15,9 @@ import numpy as np
 
 from simulator import engine, resume
 from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
-from simulator.store import describe_config, digest, provenance, require_named_functions
-from simulator.training import calibrate, evaluation_steps, lay_out, result_shapes, train_replicas
+from simulator.identity import describe_config, describe_run, label, require_identified
+from simulator.store import provenance
+from simulator.training import calibrate, evaluation_steps, lay_out, shapes_of, train_replicas
 from simulator.validation import require_integer
 
 
@@ -63,19 +64,17 @@ def sweep(
     require_integer("seeds", seeds)
     over = {path: _listed(path, values) for path, values in over.items()}
     groups = _groups(experiment, over, seeds, key, params)
-    shapes = [result_shapes(group.config) for group in groups]
+    shapes, parameters = zip(*(shapes_of(group.config) for group in groups), strict=True)
     largest = {
         name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
         for name, (_, dtype) in {name: found for s in shapes for name, found in s.items()}.items()
     }
     static, traced = _split(over)
-    config = dict(
-        experiment=describe_config(experiment),
+    config = describe_run(experiment, key, params) | dict(
         over={path: describe_config(values) for path, values in over.items()},
         order=[*static, *traced],
         seeds=seeds,
-        key=np.asarray(jax.random.key_data(key)).tolist(),
-        params=digest(params),
+        parameters=list(dict.fromkeys(parameters)),
     )
     if store is None:
         whole = [_train(group, slice(None), None, progress) for group in groups]
@@ -84,7 +83,7 @@ def sweep(
         }
         return _label(arrays, _attributes(config), config)
     engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
-    require_named_functions(config)
+    require_identified(config)
     chunks = resume.open_store(
         Path(store), config, num_groups=len(groups), group_size=groups[0].size, arrays=largest,
         attributes=_attributes(config), choose_cut=lambda: _choose_cut(groups),
@@ -255,6 +254,6 @@ def _label(arrays, attributes, config):
         value = value.reshape(*shape, *value.shape[2:])
         whole = xr.DataArray(value, dims=(*(dimension[p] for p in order), "seed", *dims))
         variables[name] = whole.transpose(*dimension.values(), "seed", *dims)
-    coords = {dimension[p]: [v if np.isscalar(v) else json.dumps(v) for v in values] for p, values in over.items()}
+    coords = {dimension[p]: [label(v) for v in values] for p, values in over.items()}
     steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
     return xr.Dataset(variables, coords=coords | dict(seed=np.arange(seeds), step=steps), attrs=attributes)

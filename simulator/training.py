@@ -22,8 +22,8 @@ import numpy as np
 from simulator import engine, replica
 from simulator.checkpoint import Checkpoint
 from simulator.experiment import Experiment, join_traced, split_traced
+from simulator.identity import describe_config, describe_run, require_identified
 from simulator.optimizer import make_optimizer
-from simulator.store import describe_config, digest, require_named_functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,8 @@ def train(
     saved = None
     if checkpoint is not None:
         engine.require_one_process("train(checkpoint=)", "leave it out, or run on the devices of one process")
-        config = dict(experiment=describe_config(experiment), key=np.asarray(jax.random.key_data(key)).tolist())
-        config |= dict(params=digest(params))
-        require_named_functions(config)
+        config = describe_run(experiment, key, params) | dict(parameters=shapes_of(experiment)[1])
+        require_identified(config)
         saved = Checkpoint(Path(checkpoint), config)
     history, state, x, y, labels, steps = train_replicas(
         experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
@@ -207,16 +206,19 @@ def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block:
     return template, values, engine.spread(keys, layout), layout
 
 
-def result_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Name -> (shape, dtype) of everything a replica leaves: its history over steps, x, y and labels."""
+def shapes_of(experiment: Experiment) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
+    """What a replica leaves (its history over steps, x, y and labels), as name -> (shape, dtype); and its parameters."""
     steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
-    measured = jax.eval_shape(
-        lambda key: replica.measure(experiment, replica.start(experiment, key)), jax.random.key(0)
-    )
-    history = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
-    return history | {
-        name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)
-    }
+
+    def one(key):
+        state = replica.start(experiment, key)
+        return state["params"], replica.measure(experiment, state)
+
+    params, measured = jax.eval_shape(one, jax.random.key(0))
+    results: dict[str, Any] = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
+    results |= {name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)}
+    # In order of size: how Flax names and sorts parameters changes with its version.
+    return results, ", ".join(sorted(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(params)))
 
 
 def calibrate(experiment: Experiment) -> int:

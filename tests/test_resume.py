@@ -1,6 +1,7 @@
 """Sweeps on disk: the same numbers as in memory, whatever was lost or damaged."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import simulator as sim
@@ -66,8 +68,6 @@ def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experime
 
 
 def test_schedules_with_other_numbers_are_other_sweeps(tmp_path, experiment):
-    import optax
-
     arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
     with_schedule = lambda *numbers: sim.Experiment(  # noqa: E731
         **vars(experiment) | dict(learning_rate=optax.linear_schedule(*numbers, 20))
@@ -169,10 +169,59 @@ def test_processes_that_run_one_program_are_refused(tmp_path, experiment, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_functions_without_a_name_are_refused(tmp_path, experiment):
-    changed = sim.Experiment(**{**vars(experiment), "optimizer": lambda rate: __import__("optax").sgd(rate)})
-    with pytest.raises(ValueError, match="does not identify"):
-        sweep(changed, over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+def test_functions_whose_source_is_unknown_are_refused(tmp_path, experiment):
+    changed = sim.Experiment(
+        **{**vars(experiment), "optimizer": eval("lambda rate: optax.sgd(rate)", dict(optax=optax))}
+    )
+    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"experiment.optimizer holds the function <lambda>, which has no source"):
+        sweep(changed, store=tmp_path / "s", **arguments)
+    with pytest.raises(ValueError, match=r"experiment.optimizer holds the function <lambda>, which has no source"):
+        sim.train(changed, key=jax.random.key(0), checkpoint=tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+DECAY = """
+import optax
+def decay(lr): return optax.chain(optax.set_to_zero(), optax.add_decayed_weights(.1), optax.scale(-lr))
+"""
+
+
+def test_an_optimizer_that_was_edited_is_another_sweep(tmp_path, experiment, monkeypatch):
+    """Its name and its settings stay: the old numbers must not come back."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def trained(text, **where):
+        (tmp_path / "optimizers.py").write_text(text)
+        sys.modules.pop("optimizers", None)
+        importlib.invalidate_caches()
+        edited = sim.Experiment(
+            **vars(experiment)
+            | dict(optimizer=importlib.import_module("optimizers").decay, learning_rate=0.01, steps=3)
+        )
+        return sweep(edited, over={"start.angle": [0.0]}, seeds=1, key=jax.random.key(0), **where)
+
+    stored = trained(DECAY, store=tmp_path / "s")
+    assert trained(DECAY + "\n# a remark", store=tmp_path / "s").identical(stored)
+    with pytest.raises(
+        ValueError, match=r"another sweep; it differs in experiment.optimizer \(the source of decay was edit"
+    ):
+        trained(DECAY.replace(".1", ".5"), store=tmp_path / "s")
+
+
+def test_a_store_is_continued_in_the_environment_that_it_was_begun_in(tmp_path, experiment):
+    arguments = dict(over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
+    whole = sweep(experiment, **arguments)
+    with jax.threefry_partitionable(False):
+        assert sweep(experiment, **arguments).identical(whole)  # nothing is left to train
+    shutil.rmtree(tmp_path / "s" / resume.RESULTS / "done" / "c" / "1")
+    said = r"s is not finished and was begun with other versions or settings: jax_threefry_partitionable \('True' there, 'False'"
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match=said):
+        sweep(experiment, **arguments)
+    with jax.default_matmul_precision("float32"), pytest.raises(ValueError, match="jax_default_matmul_precision"):
+        sweep(experiment, **arguments)
+    assert sweep(experiment, **arguments).identical(whole)
 
 
 def test_a_full_disk_ends_in_one_line_and_is_continued(tmp_path, experiment, monkeypatch):
