@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simulator.losses import SIMILARITIES, Similarity, similarity_matrix
+from simulator.units import Problem, in_own_units, require_bias
 from simulator.validation import (
     require_integer,
     require_labels,
@@ -152,8 +153,8 @@ def measured_robustness(
       labels: [n] gallery row that is right for each query; None leaves the accuracies NaN.
 
     Returns:
-      Estimate, all shares between 0 and 1. Precision is that of the wider input (float32 unless JAX runs in 64-bit
-      mode).
+      Estimate, all shares between 0 and 1. The draws have the precision of the wider input (float32 unless JAX runs in
+      64-bit mode); scores are float64, of rows in units of their own (`simulator.units`).
 
     Raises:
       ValueError: shapes that do not fit, NaN rows, labels that are not gallery rows, noise directions of another
@@ -167,31 +168,37 @@ def measured_robustness(
     if labels is not None:
         labels = require_labels(labels, num_queries=np.shape(queries)[0], num_classes=np.shape(gallery)[0])
     dtype = jnp.result_type(gallery, queries, jnp.float32)
-    gallery, queries = jnp.asarray(gallery, dtype), jnp.asarray(queries, dtype)
-    if bias is not None:
-        bias = _require_bias(bias, gallery.shape[0], dtype)
-    clean = nearest(gallery, queries, scoring=scoring, bias=bias)
+    bias = require_bias(bias, np.shape(gallery)[0])
     if isinstance(noise, Quantization):
-        return _quantized_robustness(gallery, queries, noise, clean, scoring, bias, labels)
-    projection = _noise_projection(noise, gallery.shape[1])
-    projection = None if projection is None else jnp.asarray(projection, dtype)
-    target = -jnp.ones_like(clean) if labels is None else jnp.asarray(labels)
-    kept_by_query, (kept, right) = _count(
-        gallery, queries, clean, target, bias, projection, jnp.asarray(noise.sigma, dtype), key,
-        on=noise.on, num_draws=num_draws, scoring=scoring,
-    )  # fmt: skip
-    per_draw, per_query = np.asarray(kept, float), np.asarray(kept_by_query, float) / num_draws
+        return _quantized_robustness(gallery, queries, noise, dtype, scoring, bias, labels)
+    problem = in_own_units(gallery, queries, sigma=float(noise.sigma), scoring=scoring, bias=bias)
+    projection = _noise_projection(noise, np.shape(gallery)[1])
+    with jax.enable_x64(True):
+        clean = _answers(problem, scoring)
+        kept_by_query, (kept, right) = _count(
+            problem, clean, -np.ones_like(clean) if labels is None else labels, projection, key,
+            on=noise.on, num_draws=num_draws, scoring=scoring, dtype=dtype,
+        )  # fmt: skip
+        per_draw, per_query = np.asarray(kept, float), np.asarray(kept_by_query, float) / num_draws
     resolution = 1.0 / (num_draws * len(per_query))  # when no draw changes anything the sample spread of 0 is no error
     spread = max(per_draw.std(ddof=1) / num_draws**0.5, resolution) if num_draws > 1 else np.nan
-    accuracies = (np.nan, np.nan)
-    if labels is not None:
-        accuracies = (float(np.mean(right)), float(np.mean(np.asarray(clean) == labels)))
+    accuracies = (np.nan, np.nan) if labels is None else (float(np.mean(right)), float(np.mean(clean == labels)))
     return Estimate(float(per_draw.mean()), float(spread), per_query, *accuracies)
 
 
-def _quantized_robustness(gallery, queries, noise: Quantization, clean, scoring, bias, labels) -> Estimate:
+def _answers(problem: Problem, scoring) -> np.ndarray:
+    return np.asarray(nearest(problem.gallery, problem.queries, scoring=scoring, bias=problem.bias))
+
+
+def _quantized_robustness(gallery, queries, noise: Quantization, dtype, scoring, bias, labels) -> Estimate:
     """The one evaluation that quantisation needs."""
-    clean, answer = np.asarray(clean), np.asarray(nearest(noise(gallery), queries, scoring=scoring, bias=bias))
+    stored = np.asarray(noise(jnp.asarray(gallery, dtype)), float)
+    centre = np.asarray(gallery, float).mean(axis=0)
+    with jax.enable_x64(True):
+        clean, answer = (
+            _answers(in_own_units(rows, queries, sigma=0.0, scoring=scoring, bias=bias, centre=centre), scoring)
+            for rows in (gallery, stored)
+        )
     kept = (answer == clean).astype(float)
     accuracies = (np.nan, np.nan) if labels is None else (np.mean(answer == labels), np.mean(clean == labels))
     return Estimate(float(kept.mean()), 0.0, kept, *map(float, accuracies))
@@ -200,8 +207,8 @@ def _quantized_robustness(gallery, queries, noise: Quantization, clean, scoring,
 def changed_decisions(gallery, moved, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array) -> int:
     """How many noisy answers differ between a gallery and the same gallery moved, under the same draws.
 
-    Counts over num_draws × n queries, Euclidean nearest neighbour. Run it in 64-bit mode: an invariance is a
-    statement about exact arithmetic.
+    Counts over num_draws × n queries, Euclidean nearest neighbour, in float64: an invariance is a statement about exact
+    arithmetic.
 
     Args:
       gallery, moved: [K, d], before and after.
@@ -214,22 +221,14 @@ def changed_decisions(gallery, moved, queries, *, noise: GaussianNoise, num_draw
     require_same_width(gallery, queries)
     require_same_width(gallery, moved, ("gallery", "moved"))
     dtype = jnp.result_type(gallery, queries, jnp.float32)
-    gallery, moved, queries = (jnp.asarray(a, dtype) for a in (gallery, moved, queries))
-    projection = _noise_projection(noise, gallery.shape[1])
-    projection = None if projection is None else jnp.asarray(projection, dtype)
-    return int(
-        _count_changes(
-            gallery, moved, queries, projection, jnp.asarray(noise.sigma, dtype), key, on=noise.on, num_draws=num_draws
-        )
-    )
-
-
-def _require_bias(bias, num_rows: int, dtype) -> jax.Array:
-    if np.shape(bias) != (num_rows,) or not np.isfinite(np.asarray(bias)).all():
-        raise ValueError(
-            f"bias has shape {np.shape(bias)}; expected one finite number for each of {num_rows} gallery rows"
-        )
-    return jnp.asarray(bias, dtype)
+    centre = np.asarray(gallery, float).mean(axis=0)
+    problems = [
+        in_own_units(rows, queries, sigma=float(noise.sigma), scoring="sqeuclidean", centre=centre)
+        for rows in (gallery, moved)
+    ]
+    projection = _noise_projection(noise, np.shape(gallery)[1])
+    with jax.enable_x64(True):
+        return int(_count_changes(problems, projection, key, on=noise.on, num_draws=num_draws, dtype=dtype))
 
 
 def _noise_projection(noise: GaussianNoise, dimensions: int) -> np.ndarray | None:
@@ -259,20 +258,21 @@ def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
     return basis[singular > tolerance]
 
 
-def _draw(key, gallery, queries, projection, sigma, on):
-    """One noisy (gallery, queries)."""
+def _draw(key, problem: Problem, projection, on, dtype):
+    """One noisy (gallery, queries); the normal numbers are drawn in `dtype`."""
+    gallery, queries = problem.gallery, problem.queries
     gallery_key, query_key = jax.random.split(key)
 
-    def noisy(rows, key, shape):
-        noise = jax.random.normal(key, shape, rows.dtype)
+    def noisy(rows, key, shape, sigma):
+        noise = jax.random.normal(key, shape, dtype).astype(rows.dtype)
         return rows + sigma * (noise if projection is None else noise @ projection)
 
     if on == "shared":
-        return noisy(gallery, gallery_key, (1, gallery.shape[1])), queries
+        return noisy(gallery, gallery_key, (1, gallery.shape[1]), problem.sigma_gallery), queries
     if on in ("gallery", "both"):
-        gallery = noisy(gallery, gallery_key, gallery.shape)
+        gallery = noisy(gallery, gallery_key, gallery.shape, problem.sigma_gallery)
     if on in ("queries", "both"):
-        queries = noisy(queries, query_key, queries.shape)
+        queries = noisy(queries, query_key, queries.shape, problem.sigma_queries)
     return gallery, queries
 
 
@@ -295,24 +295,24 @@ def _over_draws(one_draw, num_draws: int):
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1)[:num_draws], per_draw)
 
 
-@functools.partial(jax.jit, static_argnames=("on", "num_draws", "scoring"))
-def _count(gallery, queries, clean, target, bias, projection, sigma, key, *, on, num_draws, scoring):
+@functools.partial(jax.jit, static_argnames=("on", "num_draws", "scoring", "dtype"))
+def _count(problem, clean, target, projection, key, *, on, num_draws, scoring, dtype):
     """Draws kept by each query [n], and per draw the shares of kept and of right answers [num_draws]."""
 
     def one_draw(draw):
-        rows, asked = _draw(jax.random.fold_in(key, draw), gallery, queries, projection, sigma, on)
-        answer = nearest(rows, asked, scoring=scoring, bias=bias)
+        rows, asked = _draw(jax.random.fold_in(key, draw), problem, projection, on, dtype)
+        answer = nearest(rows, asked, scoring=scoring, bias=problem.bias)
         kept = answer == clean
-        return kept, (jnp.mean(kept, dtype=gallery.dtype), jnp.mean(answer == target, dtype=gallery.dtype))
+        return kept, (jnp.mean(kept, dtype=rows.dtype), jnp.mean(answer == target, dtype=rows.dtype))
 
     return _over_draws(one_draw, num_draws)
 
 
-@functools.partial(jax.jit, static_argnames=("on", "num_draws"))
-def _count_changes(gallery, moved, queries, projection, sigma, key, *, on, num_draws):
+@functools.partial(jax.jit, static_argnames=("on", "num_draws", "dtype"))
+def _count_changes(problems, projection, key, *, on, num_draws, dtype):
     def one_draw(draw):
         key_of_draw = jax.random.fold_in(key, draw)
-        answers = [nearest(*_draw(key_of_draw, rows, queries, projection, sigma, on)) for rows in (gallery, moved)]
+        answers = [nearest(*_draw(key_of_draw, problem, projection, on, dtype)) for problem in problems]
         return jnp.sum(answers[0] != answers[1]), ()
 
     return _over_draws(one_draw, num_draws)[0]

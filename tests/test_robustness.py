@@ -273,3 +273,64 @@ def test_many_rows_at_one_distance(rng):
     control = sim.exact_robustness(gallery[:-1], query, sigma=0.2)[0]  # one rival fewer
     assert control - found > 1e-4
     assert 0.01 < found < 0.99
+
+
+PLACES = {
+    "far from the origin": (1.0, 3000.0, "float32"),
+    "far, float64": (1.0, 1e12, "float64"),
+    "float32 whose squares overflow": (1e25, 0.0, "float32"),
+    "float32 whose squares vanish": (1e-25, 0.0, "float32"),
+    "float64 whose squares overflow": (1e200, 0.0, "float64"),
+    "float64 whose squares vanish": (1e-200, 0.0, "float64"),
+    "largest float64": (4e307, 0.0, "float64"),
+    "float16": (1000.0, 0.0, "float16"),
+    "int8": (30.0, 0.0, "int8"),
+}
+
+
+@pytest.mark.parametrize("scoring", ["sqeuclidean", "dot", "cosine"])
+@pytest.mark.parametrize("place", PLACES)
+def test_size_place_and_type_of_the_rows(rng, place, scoring):
+    """The same answers as for rows of order 1 at the origin with the same rounding, under the same draws."""
+    scale, offset, dtype = PLACES[place]
+    rows = [np.clip(rng.normal(size=(n, 8)), -4, 4) for n in (10, 50)]
+    if offset and scoring != "sqeuclidean":
+        offset = 0.0  # nothing but distances forgets an offset
+    given = [np.asarray(scale * r + offset, dtype) for r in rows]
+    plain = [((np.asarray(g, float) - offset) / scale).astype(np.promote_types(dtype, "float32")) for g in given]
+    options = dict(num_draws=100, key=jax.random.key(0), scoring=scoring)
+    bias = np.linspace(0.0, 1.0, 10)
+    unit = {"sqeuclidean": scale * scale, "dot": scale * scale, "cosine": 1.0}[scoring]
+    for b in (None, bias) if np.isfinite(unit) and unit > 0 else (None,):
+        found, expected = (
+            sim.measured_robustness(*r, noise=sim.GaussianNoise(s), bias=c, **options)
+            for r, s, c in ((given, 0.5 * scale, None if b is None else b * unit), (plain, 0.5, b))
+        )
+        np.testing.assert_allclose(found.per_query, expected.per_query, atol=0.011)  # one draw in 100 may be a tie
+        assert 0.1 < found.mean < 0.9
+
+
+def test_biases_of_any_size_decide(arrays):
+    """Huge ones alone, tiny ones not at all, and none that is not a number."""
+    options = dict(noise=NOISE, num_draws=20, key=jax.random.key(0))
+    for scoring in ("sqeuclidean", "dot", "cosine"):
+        for size in (1e30, 1e300):
+            assert sim.measured_robustness(*arrays, bias=size * np.arange(5.0), scoring=scoring, **options).mean == 1.0
+        plain, tiny = (
+            sim.measured_robustness(*arrays, bias=b, scoring=scoring, **options) for b in (None, np.full(5, 1e-300))
+        )
+        np.testing.assert_array_equal(plain.per_query, tiny.per_query)
+        far = sim.measured_robustness(*arrays, bias=np.full(5, 1e300), scoring=scoring, **options)
+        np.testing.assert_array_equal(plain.per_query, far.per_query)
+    for bad in (np.nan, np.inf, -np.inf, 1j):
+        with pytest.raises(ValueError, match="bias"):
+            sim.measured_robustness(*arrays, bias=np.array([0, 0, 0, 0, bad]), **options)
+
+
+def test_changed_decisions_are_counted_in_float64(arrays):
+    """A long move orthogonal to everything changes no answer, in 32-bit mode either; one row moved does."""
+    gallery, queries = (np.pad(rows, ((0, 0), (0, 1))).astype("float32") for rows in arrays)
+    options = dict(noise=sim.GaussianNoise(0.3, orthogonal_to=np.eye(5)[4]), num_draws=20, key=jax.random.key(0))
+    with jax.enable_x64(False):
+        assert changed_decisions(gallery, gallery + 3000 * np.eye(5, dtype="float32")[4:], queries, **options) == 0
+        assert changed_decisions(gallery, gallery + np.eye(5)[:, :5], queries, **options) > 0
