@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 import simulator as sim
-from experiments._diagnose import TILE, Modality, require_match
-from simulator.certificate import Certificate, QuantizationEffect, quantization_effects
+from experiments._diagnose import TILE, Modality, repeats, require_match
+from simulator.certificate import Certificate, QuantizationEffect, cosine_warning, quantization_effects
 from simulator.embeddings import Embeddings
 from simulator.postprocess import ALPHA_WORDS, SHIFTS, Centre, Rule
+from simulator.precision import equal_rows
 from simulator.store import whole_file
 from simulator.validation import require_integer
 
@@ -59,16 +60,16 @@ def close(
         )
     rows = np.concatenate(list(x()))
     blocks: Callable = lambda words="": y(words, rows=max(1, TILE * TILE // len(rows)))  # noqa: E731
-    closer.fit(rows, lambda: blocks("queries: fit"))
+    closer.fit(rows, lambda: blocks("queries: fit"), roundoff=max(x.roundoff, y.roundoff) if normalize else 0.0)
     if closer.nothing_to_move() is not None:
         raise ValueError(closer.nothing_to_move())
     index = closer.index(rows)
     certificate = closer.certificate(rows, lambda: blocks("queries: certificate"))
     result = dataclasses.asdict(certificate) | dict(out=str(out), normalized=normalize, curve=None, quantization=None)
     repeated = len(rows) - len(np.unique(rows, axis=0))
-    result["warnings"] = [
-        f"{x.file}: {repeated:,} of {len(rows):,} rows repeat an earlier row; equal rows count as one answer"
-    ] * (repeated > 0)
+    result["warnings"] = repeats(str(x.file), repeated, equal_rows(rows, x.roundoff))
+    if certificate.cosine_differs:
+        result["warnings"].append(cosine_warning(certificate.cosine_differs, certificate.num_queries))
     if closer.curve_ is not None:
         result["curve"] = {name: values.tolist() for name, values in closer.curve_._asdict().items()}
     if quantize_bins is not None:

@@ -12,9 +12,9 @@ import numpy as np
 
 import simulator as sim
 from experiments import _page
-from simulator import geometry, streaming
+from simulator import geometry, precision, streaming
+from simulator.directions import complement
 from simulator.embeddings import Embeddings, load_labels
-from simulator.postprocess import principal_directions
 from simulator.validation import require_integer, require_labels, require_number
 
 ALPHA_QUANTILES = dict(min=0.0, q05=0.05, q25=0.25, median=0.5, q75=0.75, q95=0.95, max=1.0)
@@ -36,6 +36,11 @@ class Modality:
     file: Embeddings
     unit: bool
     progress: bool
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff of the stored numbers."""
+        return precision.ROUNDOFF.get(self.file.dtype, 0.0)
 
     def __call__(self, words: str = "", rows: int | None = None) -> Iterator[np.ndarray]:
         """The rows by blocks, with a progress bar if there are words for it."""
@@ -92,8 +97,8 @@ def diagnose(
     if paired:
         chosen_y = chosen_x
     kept_x, kept_y = [], []
-    about_x = streaming.moments(_keep(x("gallery: moments"), chosen_x, kept_x))
-    about_y = streaming.moments(_keep(y("queries: moments"), chosen_y, kept_y))
+    about_x = streaming.moments(_keep(x("gallery: moments"), chosen_x, kept_x), x.roundoff)
+    about_y = streaming.moments(_keep(y("queries: moments"), chosen_y, kept_y), y.roundoff)
     some_x, some_y = np.concatenate(kept_x), np.concatenate(kept_y)
     if paired or temperature is not None:
         _require_directions((x.file, about_x), (y.file, about_y))
@@ -103,8 +108,8 @@ def diagnose(
         dimensions=x.file.shape[1], paired=paired, normalized=normalize, temperature=temperature, sigma=sigma,
     )  # fmt: skip
     sampled: dict[str, dict[str, Any]] = {}
-    closer, result["gallery_rank"] = _fit_closer(x, about_x, about_y)
-    values, curves = _spread(x, y, about_x, about_y, closer)
+    shift, result["gallery_rank"] = _complement(x, about_x, about_y)
+    values, curves = _spread(x, y, about_x, about_y, shift)
     result |= values
     for name, rows, total in (("x", some_x, len(x.file)), ("y", some_y, len(y.file))):
         value = streaming.uniformity(rows, total)
@@ -112,16 +117,17 @@ def diagnose(
     if paired:
         means = streaming.pair_means(x("pairs"), y())
         result |= dict(alignment=means.squared_distance, rmg=streaming.relative_gap(about_x, about_y, means.cosine))
+    same_x, same_y = about_x.copies(), about_y.copies()
     is_small = float(len(x.file)) * len(y.file) * x.file.shape[1] <= LARGEST_PRODUCT
-    _decisions(result, sampled, x, y, truth, (chosen_x, some_x), (chosen_y, some_y), is_small)
+    _decisions(result, sampled, x, y, truth, (chosen_x, some_x), (chosen_y, some_y), same_x, same_y, is_small)
     if temperature is not None:
         _marginals(result, sampled, x, y, some_x, some_y, temperature, is_small, rng)
     if sigma is not None and len(x.file) <= LARGEST_ROBUST_GALLERY:
         asked = np.sort(rng.permutation(len(some_y))[:ROBUSTNESS_ROWS])
-        curves |= _robustness(result, sampled, x, some_y[asked], len(y.file), closer, sigma)
+        curves |= _robustness(result, sampled, x, some_y[asked], len(y.file), shift, same_x, sigma)
 
     result = dict.fromkeys(NOT_ALWAYS) | {name: _plain(value) for name, value in result.items()}
-    result |= dict(sampled=sampled, warnings=_warnings(result, about_x, about_y))
+    result |= dict(sampled=sampled, warnings=_warnings(result, (about_x, same_x), (about_y, same_y)))
     return result | dict(summary=_page.summary(result), curves=curves)
 
 
@@ -158,8 +164,8 @@ def _keep(blocks: Iterable[np.ndarray], chosen: np.ndarray, kept: list[np.ndarra
         yield block
 
 
-def _fit_closer(x: Modality, about_x, about_y) -> tuple[sim.GapCloser, int]:
-    """The exact complement, and the rank of the centred gallery, without holding more than 2d rows."""
+def _complement(x: Modality, about_x, about_y) -> tuple[np.ndarray, int]:
+    """The exact complement of the gap, and the rank of the centred gallery, without holding more than 2d rows."""
     dimensions = x.file.shape[1]
     if about_x.count <= dimensions:
         rows = np.concatenate(list(x()))
@@ -171,33 +177,36 @@ def _fit_closer(x: Modality, about_x, about_y) -> tuple[sim.GapCloser, int]:
             factor = streaming.triangular_factor(x("gallery: rank"), about_x.mean)
         # ±R about the mean: the gallery's mean and centred span in 2d rows.
         rows = about_x.mean[None, :] + np.concatenate([factor, -factor])
-    return sim.GapCloser().fit(rows, about_y.mean[None, :]), len(principal_directions(rows))
+    return complement(rows, about_y.mean - about_x.mean, floor=precision.gap_floor(about_x, about_y))
 
 
-def _spread(x: Modality, y: Modality, about_x, about_y, closer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The gap, what varies along it, and how far each query is from its best α."""
+def _spread(x: Modality, y: Modality, about_x, about_y, shift: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The gap, what varies along it (None if it is of rounding size), and how far each query is from its best α."""
     gap = about_y.mean - about_x.mean
     gap_norm = float(np.linalg.norm(gap))
-    squared = float(closer.direction_ @ closer.direction_)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        direction = gap / gap_norm
-    directions = np.concatenate(
-        [direction[None, :], closer.direction_[None, :], streaming.half_rules(about_x, about_y)]
-    )
+    floor = precision.gap_floor(about_x, about_y)
+    is_gap, squared = gap_norm > floor, float(shift @ shift)
+    direction = gap / gap_norm if is_gap else np.zeros_like(gap)
+    directions = np.concatenate([direction[None, :], shift[None, :], streaming.half_rules(about_x, about_y)])
     along_x = streaming.projections(x("gallery: along the gap"), about_x, directions)
     along_y = streaming.projections(y("queries: along the gap"), about_y, directions)
-    values: dict[str, Any] = dict(gap_norm=gap_norm, complement_share=squared / gap_norm**2 if gap_norm else None)
+    values: dict[str, Any] = dict(gap_norm=gap_norm, gap_floor=floor)
+    values["complement_share"] = squared / gap_norm**2 if is_gap else None
     values["separability"] = streaming.separability(about_x, about_y, along_x[:, 2:], along_y[:, 2:])
     curves: dict[str, Any] = {}
     with jax.enable_x64(True):
         for name, about, other, along in (("x", about_x, about_y, along_x), ("y", about_y, about_x, along_y)):
             axes = geometry.principal_axes(about.covariance)
-            spread = geometry.spread_measures(about.mean, other.mean, axes, direction, np.mean(along[:, 0] ** 2))
+            spread: dict[str, Any] = geometry.spread_measures(
+                about.mean, other.mean, axes, direction, np.mean(along[:, 0] ** 2)
+            )
+            if not is_gap:
+                spread |= dict.fromkeys(("variance_along_gap", "defect_ratio", "span_fraction"), np.nan)
             values |= {f"{measure}_{name}": value for measure, value in spread.items()}
             curves[f"variances_{name}"] = np.asarray(axes[0]).tolist()
-            if gap_norm:
+            if is_gap:
                 curves[f"gap_energy_{name}"] = np.cumsum((direction @ np.asarray(axes[1])) ** 2).tolist()
-    if gap_norm:
+    if is_gap:
         # Both on one axis with the midpoint of the means at 0.
         centres = dict(x=-gap_norm / 2, y=gap_norm / 2)
         columns = dict(x=along_x[:, 0], y=along_y[:, 0])
@@ -209,7 +218,7 @@ def _spread(x: Modality, y: Modality, about_x, about_y, closer) -> tuple[dict[st
             curves[f"positions_{name}"] = (counts / len(column)).tolist()
     if squared:
         # α* = ⟨y − μ_x, g'⟩/‖g'‖²; the projections are taken from the queries' mean.
-        offset, alpha = gap @ closer.direction_ / squared, along_y[:, 1]
+        offset, alpha = gap @ shift / squared, along_y[:, 1]
         alpha /= squared
         quantiles = np.quantile(alpha, list(ALPHA_QUANTILES.values())) + offset
         values |= {f"alpha_star_{name}": q for name, q in zip(ALPHA_QUANTILES, quantiles, strict=True)}
@@ -221,26 +230,32 @@ def _spread(x: Modality, y: Modality, about_x, about_y, closer) -> tuple[dict[st
     return values, curves
 
 
-def _decisions(result, sampled, x: Modality, y: Modality, truth, some_x, some_y, is_small: bool):
-    """Retrieval of partners by cosine and of labels by distance; of all rows, or of random ones among all."""
+def _decisions(result, sampled, x: Modality, y: Modality, truth, some_x, some_y, same_x, same_y, is_small: bool):
+    """Retrieval of partners by cosine and of labels by distance; of all rows, or of random ones among all. Rows that are
+    copies (one number in same_x or same_y) are one answer."""
     tile: dict[str, Any] = dict(rows=TILE)
     if result["paired"]:
+        all_rows = np.arange(len(same_x))
         if is_small:
             from_y, from_x = streaming.best_matches(lambda: x(**tile), y("nearest rows, by cosine", **tile))
-            result["recall_at_1_yx"] = np.mean(from_y == np.arange(len(from_y)))
-            result["recall_at_1_xy"] = np.mean(from_x == np.arange(len(from_x)))
+            result["recall_at_1_yx"] = np.mean(streaming.are_partners(from_y, all_rows, same_x, same_y))
+            result["recall_at_1_xy"] = np.mean(streaming.are_partners(from_x, all_rows, same_y, same_x))
         else:
-            for name, searched, (chosen, rows) in (("yx", x, some_y), ("xy", y, some_x)):
+            for name, searched, same, (chosen, rows) in (
+                ("yx", x, (same_x, same_y), some_y),
+                ("xy", y, (same_y, same_x), some_x),
+            ):
                 pieces = (rows[first : first + TILE] for first in range(0, len(rows), TILE))
                 found, _ = streaming.best_matches(lambda m=searched: m("nearest rows, by cosine", **tile), pieces)
-                estimate = streaming.mean_and_error(found == chosen, result["query_rows"])
+                right = streaming.are_partners(found, chosen, *same)
+                estimate = streaming.mean_and_error(right, result["query_rows"])
                 rows_of = dict(rows=len(rows), total=result["query_rows"])
                 _estimate(result, sampled, f"recall_at_1_{name}", *estimate, **rows_of)
     if truth is not None:
         chosen, rows = some_y
         asked = y("nearest rows", **tile) if is_small else (rows[i : i + TILE] for i in range(0, len(rows), TILE))
         found, _ = streaming.best_matches(lambda: x(**tile), asked, "sqeuclidean")
-        right = found == (truth if is_small else truth[chosen])
+        right = same_x[found] == same_x[truth if is_small else truth[chosen]]
         estimate = streaming.mean_and_error(right, len(truth))
         _estimate(result, sampled, "accuracy", *estimate, rows=len(right), total=len(truth))
 
@@ -272,23 +287,23 @@ def _marginals(result, sampled, x, y, some_x, some_y, temperature: float, is_sma
         sampled[name]["batches"] = MARGINAL_BATCHES
 
 
-def _robustness(result, sampled, x: Modality, asked, total: int, closer, sigma: float) -> dict[str, Any]:
+def _robustness(result, sampled, x: Modality, asked, total: int, shift, same, sigma: float) -> dict[str, Any]:
     """The exact robustness of some queries with the gap open and closed."""
     from tqdm import tqdm
 
     gallery = np.concatenate(list(x()))
     by_alpha = {}
     for name, alpha in (("open", 0.0), ("closed", 1.0)):
-        if alpha and not closer.direction_.any():
+        if alpha and not shift.any():
             by_alpha[name] = by_alpha["open"]
             continue
-        rows, words = closer.transform(gallery, alpha), f"exact robustness at α = {alpha:g}"
+        rows, words = gallery + alpha * shift[None, :], f"exact robustness at α = {alpha:g}"
         bar = tqdm(asked, desc=words, unit="query", disable=not x.progress, **_BAR)
         by_alpha[name] = np.array([sim.exact_robustness(rows, query[None, :], sigma=sigma)[0] for query in bar])
     for name, values in (by_alpha | dict(gain=by_alpha["closed"] - by_alpha["open"])).items():
         estimate = streaming.mean_and_error(values, total)
         _estimate(result, sampled, f"robustness_{name}", *estimate, rows=len(values), total=total)
-    if not closer.direction_.any():  # the same gallery twice
+    if not shift.any():  # the same gallery twice
         sampled.pop("robustness_gain", None)
     return {f"robustness_{name}": values.tolist() for name, values in by_alpha.items()}
 
@@ -306,14 +321,18 @@ def _plain(value):
     return float(value) if np.isfinite(float(value)) else None
 
 
-def _warnings(result, about_x, about_y) -> list[str]:
-    found = []
-    for name, about in (("gallery", about_x), ("queries", about_y)):
-        if about.repeated:
-            found.append(
-                f"{result[name]}: {about.repeated:,} of {about.count:,} rows repeat an earlier row; of tied rows the first "
-                "counts as the nearest"
-            )
+def repeats(name: str, repeated: int, copies: np.ndarray) -> list[str]:
+    """A sentence about rows that repeat an earlier row, bit by bit or up to rounding; none if there are none."""
+    count = len(copies) - len(np.unique(copies))
+    if not count:
+        return []
+    near = f" ({count - repeated:,} of them only up to rounding)" if count > repeated else ""
+    return [f"{name}: {count:,} of {len(copies):,} rows repeat an earlier row{near}; equal rows count as one answer"]
+
+
+def _warnings(result, x: tuple[streaming.Moments, np.ndarray], y: tuple[streaming.Moments, np.ndarray]) -> list[str]:
+    (about_x, same_x), (about_y, same_y) = x, y
+    found = repeats(result["gallery"], about_x.repeated, same_x) + repeats(result["queries"], about_y.repeated, same_y)
     shortest, longest = min(about_x.shortest, about_y.shortest), max(about_x.longest, about_y.longest)
     if shortest < 0.99 * longest:
         found.append(

@@ -11,6 +11,7 @@ from experiments._figures import COLORS, CONTROL, SMALL
 
 EXPLANATIONS = dict(
     gap_norm="distance between the two means, G",
+    gap_floor="length up to which it is rounding of the stored rows",
     variance_along_gap="variance along the gap",
     defect_ratio="the same over the mean direction's (1 isotropic, 0 orthogonal gap)",
     null_defect_ratio="... expected for a random other mean of the same length",
@@ -39,11 +40,19 @@ EXPLANATIONS = dict(
 )
 
 
+def has_gap(result: dict[str, Any]) -> bool:
+    """Whether the gap is longer than rounding alone makes it; an exact 0 is not."""
+    return result["gap_norm"] > result["gap_floor"]
+
+
 def summary(result: dict[str, Any]) -> list[str]:
     """The result in sentences."""
     gap, dimensions = result["gap_norm"], result["dimensions"]
-    if not gap:
-        return ["The two means are the same: there is no gap."]
+    if not has_gap(result):
+        return [
+            f"The two means lie {gap:.3g} apart, and rounding of the stored rows alone makes up to {result['gap_floor']:.3g}: "
+            "there is no gap. What lies along it is not defined, and there is nothing to close."
+        ]
     said = [
         f"The means of the two modalities lie G = {gap:.3g} apart; the midpoint rule along the gap tells "
         f"{_percent(result['separability'])} of held-out rows apart."
@@ -256,7 +265,7 @@ def _compression(axis, result, curves) -> str | None:
 
 
 def _energy(axis, result, curves) -> str | None:
-    if not result["gap_norm"]:
+    if not has_gap(result):
         return "no gap"
     components = np.arange(1, result["dimensions"] + 1)
     for modality, color in zip("xy", COLORS, strict=False):

@@ -12,7 +12,7 @@ import simulator as sim
 from experiments import _figures
 from experiments._galleries import core_galleries, nearest_rows, random_classes, trained_table
 from experiments._trends import stated
-from simulator.postprocess import principal_directions
+from simulator.directions import principal_directions
 from simulator.theory.storage import centred_robustness, optimal_centre
 
 CLAIM = sim.Claim(

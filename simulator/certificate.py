@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from simulator.index import Index
+from simulator.precision import equal_rows
 from simulator.robustness import Quantization, Range
 from simulator.validation import require_same_width
 
@@ -32,6 +33,8 @@ class Certificate:
       safe_margin: every query, seen or not, whose nearest row is nearer by more than this keeps its answer.
       rising: queries whose robustness to noise on the rows is provably higher than at α = 0 of the same rule, or None
         where no theorem says so.
+      cosine_differs: queries that get another answer by cosine than by Euclidean distance from the gallery as it was; none
+        if its rows have equal norms, None if it has a zero row. What is certified is the Euclidean answer.
       cosine_changed: queries whose cosine answer changes when the closed rows are re-normalised, or None where the
         closed gallery is not a set of rows to be compared by cosine.
       cosine_changed_at_most: queries for which the bound s_j − s_k <= ‖y‖ |n_j − n_k| leaves room for a flip.
@@ -55,6 +58,7 @@ class Certificate:
     changed_at_most: int
     safe_margin: float
     rising: int | None
+    cosine_differs: int | None
     cosine_changed: int | None
     cosine_changed_at_most: int | None
     sigma: float | None
@@ -71,12 +75,14 @@ class Certificate:
         lines = [
             f"rule {self.rule}, α = {self.alpha:.4g}, {self.num_rows:,} rows"
             + ("" if self.gap_share is None else f"; at α = 1 they move by {self.gap_share:.1%} of ‖g‖²"),
-            f"clean decisions changed: {self.changed:,} {of} (at most {self.changed_at_most:,} by their margins; "
+            f"clean decisions changed: {self.changed:,} {of}, by Euclidean distance (at most {self.changed_at_most:,} by their margins; "
             f"{self.changed_float32:,} when computed in float32)",
             f"any query whose margin in squared distance exceeds {self.safe_margin:.2g} keeps its answer",
         ]
         if self.rising is not None:
             lines.append(f"robustness to noise on the rows provably rises above that at α = 0 for {self.rising:,} {of}")
+        if self.cosine_differs:
+            lines.append(cosine_warning(self.cosine_differs, self.num_queries))
         if self.cosine_changed is not None:
             bound = "no bound: the norms of the gallery differ"
             if self.cosine_changed_at_most is not None:
@@ -109,12 +115,26 @@ def add_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def nothing_to_move(num_rows: int, rank: int, gap: np.ndarray) -> str:
-    """The reason why no shift of the rows closes a gap [d] without changing decisions."""
-    if not gap.any():
-        return "there is no gap to close: the two means are the same"
+def cosine_warning(differs: int, num_queries: int) -> str:
+    """What unequal norms do to an answer by cosine, in a sentence."""
     return (
-        f"nothing to move: the {num_rows:,} gallery rows, centred, span {rank} of {len(gap)} dimensions, all of the gap "
+        f"by cosine {differs:,} of {num_queries:,} queries get another answer than by Euclidean distance, before and after: "
+        "the rows have unequal norms and the Euclidean answers are the ones that are kept; normalise the rows to have both"
+    )
+
+
+def no_gap(gap_norm: float, floor: float) -> str:
+    """The reason why nothing can be said or done along a gap of rounding size."""
+    return (
+        f"there is no gap to close: the two means lie {gap_norm:.3g} apart, and rounding of the stored rows alone makes up to "
+        f"{floor:.3g}; rule centred and rule optimal need no gap"
+    )
+
+
+def nothing_to_move(num_rows: int, rank: int, dimensions: int) -> str:
+    """The reason why no shift of the rows closes a gap without changing decisions."""
+    return (
+        f"nothing to move: the {num_rows:,} gallery rows, centred, span {rank} of {dimensions} dimensions, all of the gap "
         "included, so no part of it can be closed by moving rows without changing decisions; rule compensated and rule "
         "centred keep every decision by one exact number per row (theory: N6)"
     )
@@ -199,11 +219,6 @@ class QuantizationEffect:
         return text
 
 
-def equal_rows(gallery: np.ndarray) -> np.ndarray:
-    """A number for each row [K]; rows with one number are equal, and answers between them are one answer."""
-    return np.unique(gallery, axis=0, return_inverse=True)[1].reshape(-1)
-
-
 def certify_decisions(
     gallery: np.ndarray, queries: np.ndarray, index: Index, *, shift: np.ndarray | None, copies: np.ndarray
 ) -> dict[str, Any]:
@@ -216,7 +231,7 @@ def certify_decisions(
       gallery, queries: [K, d], [n, d], as they were.
       index: the closed gallery.
       shift: v [d] if the index is the gallery moved by v and nothing else; None for rules with exact scalars.
-      copies: `equal_rows` of the gallery.
+      copies: `precision.equal_rows` of the gallery.
 
     Returns:
       The fields changed, changed_float32, changed_at_most and safe_margin of the certificate.
@@ -247,6 +262,18 @@ def _rounding(gallery, queries, index: Index) -> float:
     return ROUNDING * gallery.shape[1] * np.finfo(float).eps * size
 
 
+def count_cosine_differences(gallery: np.ndarray, queries: np.ndarray, copies: np.ndarray) -> int | None:
+    """How many queries [n, d] get another answer by cosine than by Euclidean distance; None if a row [K, d] is zero."""
+    norms = np.linalg.norm(gallery, axis=1)
+    if not norms.all():
+        return None
+    if np.ptp(norms) <= EQUAL_NORMS * norms.max():
+        return 0
+    products = queries @ gallery.T
+    by_cosine = (products / norms[None, :]).argmax(axis=1)
+    return int(np.sum(copies[by_cosine] != copies[(products - 0.5 * norms[None, :] ** 2).argmax(axis=1)]))
+
+
 def certify_cosine(gallery: np.ndarray, moved: np.ndarray, queries: np.ndarray, copies: np.ndarray) -> dict[str, Any]:
     """Cosine decisions that change when the moved rows are divided by their norms n again, and the bound on them.
 
@@ -257,7 +284,7 @@ def certify_cosine(gallery: np.ndarray, moved: np.ndarray, queries: np.ndarray, 
     Args:
       gallery, moved: [K, d] as they were and after the shift, before re-normalising.
       queries: [n, d].
-      copies: `equal_rows` of the gallery.
+      copies: `precision.equal_rows` of the gallery.
 
     Returns:
       The fields cosine_changed and cosine_changed_at_most; the bound is None if the gallery's own norms differ, for

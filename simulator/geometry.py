@@ -15,6 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from simulator.losses import Similarity, logits, normalize_rows, similarity_matrix
+from simulator.precision import mean_floor
 from simulator.validation import require_number, require_paired, require_same_width
 
 
@@ -46,7 +47,8 @@ from simulator.validation import require_number, require_paired, require_same_wi
 )
 @dataclasses.dataclass(frozen=True)
 class GapMeasures:
-    """The scalars of `measure_gap`; NaN where one is not defined. x is the gallery, y the queries.
+    """The scalars of `measure_gap`; NaN where one is not defined, as is all that lies along a gap of rounding size
+    (`precision.gap_floor`). x is the gallery, y the queries.
 
     Attributes:
       gap_norm: G = ‖μ_y − μ_x‖ (called L2M by Schrodi et al. 2025).
@@ -136,7 +138,7 @@ def measure_gap(
     x, y = jnp.asarray(x), jnp.asarray(y)
     gap = gap_vector(x, y)
     gap_norm = jnp.linalg.norm(gap)
-    direction = gap / gap_norm
+    direction = jnp.where(gap_norm > _gap_floor(x, y), gap / gap_norm, jnp.nan)
     nan = jnp.full((), jnp.nan, gap.dtype)
     values = dict(gap_norm=gap_norm, separability=separability(x, y))
     for name, rows, other in (("x", x, y), ("y", y, x)):
@@ -168,6 +170,16 @@ def measure_gap(
             "rmg": _relative_gap(x, y),
         }
     return GapMeasures(**values)
+
+
+def _gap_floor(x, y):
+    """`precision.gap_floor` for the types of the rows."""
+    floors = []
+    for rows in (x, y):
+        roundoff = float(jnp.finfo(rows.dtype).eps) / 2 if jnp.issubdtype(rows.dtype, jnp.floating) else 0.0
+        power = jnp.mean(jnp.sum(rows * rows, axis=1))
+        floors.append(mean_floor(rows.shape[0], power, roundoff))
+    return jnp.hypot(*floors)
 
 
 def marginals(x, y, *, temperature, similarity: Similarity = "cosine") -> tuple[jax.Array, jax.Array]:

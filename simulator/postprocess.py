@@ -10,16 +10,18 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from simulator import streaming
+from simulator import precision, streaming
 from simulator.certificate import (
     Certificate,
     add_counts,
     certify_cosine,
     certify_decisions,
-    equal_rows,
+    count_cosine_differences,
+    no_gap,
     nothing_to_move,
     refusals,
 )
+from simulator.directions import along_axes, complement, leading_axes
 from simulator.index import Index
 from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import optimal_centre, optimal_metric, second_moment, shrunk_moment
@@ -75,9 +77,9 @@ class GapCloser:
       direction_: what α multiplies, [d]: g', v or g for the rows, m for the queries ("centred", "optimal").
       alpha_: the number behind `alpha`.
       curve_: (alpha, robustness) tried for alpha="best", else None.
-      alpha_star_: [n], α at which each query is closest: ⟨y − μ_x, v⟩/‖v‖² for a shift v, ⟨y, m⟩/‖m‖² for "centred" (both
-        without the exact directions); the robustness of a query rises on [0, α*_y] and falls after for "complement"
-        and "centred". NaN where nothing moves, and for "optimal".
+      alpha_star_: [n], α at which each query is closest: ⟨y − μ_x, v⟩/‖v‖² for a shift v, ⟨Py, Pm⟩/‖Pm‖² for "centred", P
+        the projection that takes the exact directions out (see `_alpha_star`); the robustness of a query rises on
+        [0, α*_y] and falls after for "complement" and "centred". NaN where nothing moves, and for "optimal".
       metric_: B, [d, d], for "optimal", else None.
 
     Source: "complement": Chowers et al. 2026, Sec. 4, Eq. 11; the others and α*_y derived here: theory.md N5–N7.
@@ -135,27 +137,34 @@ class GapCloser:
     def __repr__(self) -> str:
         return f"GapCloser({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
-    def fit(self, gallery: Any, queries: Any) -> GapCloser:
+    def fit(self, gallery: Any, queries: Any, *, roundoff: float = 0.0) -> GapCloser:
         """Learn what to move.
 
         Args:
           gallery: [K, d].
           queries: [n, d], or a function that yields them by blocks (`simulator.streaming.Source`), read a few times.
+          roundoff: unit roundoff of the type that the rows were stored in, where more bits were computed since (rows of
+            a float16 file scaled to unit length: 2⁻¹¹); the numbers show it otherwise.
 
         Returns:
           self.
 
         Raises:
-          ValueError: rows that are not finite numbers in one space, or "safe" where no α is safe.
+          ValueError: rows that are not finite numbers in one space; a rule that moves the gallery by the gap where there
+            is none, or no more than rounding makes (`precision.gap_floor`; "centred" and "optimal" need no gap: a mean
+            query of that size counts as 0); "safe" where no α is safe.
         """
         gallery, source = _checked(gallery, queries)
-        about = streaming.moments(source())
-        self._num_rows, self._mean, centre = len(gallery), gallery.mean(axis=0), about.mean
-        self.gap_ = centre - self._mean
+        about, about_x = streaming.moments(source(), roundoff), precision.stored(gallery, roundoff)
+        self._num_rows, self._mean, centre, self._roundoff = len(gallery), gallery.mean(axis=0), about.mean, roundoff
+        self._floor = precision.mean_floor(about.count, about.power, about.roundoff)
+        self.gap_, floor = centre - self._mean, precision.gap_floor(about_x, about)
+        if self.rule not in ("centred", "optimal") and np.linalg.norm(self.gap_) <= floor:
+            raise ValueError(no_gap(float(np.linalg.norm(self.gap_)), floor))
         self._axes = self.metric_ = self.curve_ = None
         self._rank = 0  # found where the rule needs it
         if self.rule == "centred" and self.num_components:
-            self._axes = _leading_axes(about.covariance, self.num_components)
+            self._axes = leading_axes(about.covariance, self.num_components)
         some = None
         if "best" in (self.alpha, self.centre):
             some = streaming.random_rows(source, about.count, ROBUSTNESS_QUERIES)
@@ -166,13 +175,16 @@ class GapCloser:
             self.metric_ = optimal_metric(*(shrunk_moment(moment, self.shrinkage) for moment in moments))
             self._moment, self._power = moments[0], np.mean(np.sum(gallery**2, axis=1))
             self._spectrum = np.linalg.eigh(self.metric_)
-        self.direction_ = centre if self.rule in ("centred", "optimal") else self._shift(gallery)
-        self.alpha_star_ = np.concatenate([self._alpha_star(block) for block in source()])
+        if self.rule in ("centred", "optimal"):
+            self.direction_ = np.zeros_like(centre) if np.linalg.norm(centre) <= self._floor else centre
+        else:
+            self.direction_ = self._shift(gallery, floor)
+        self.alpha_star_ = np.concatenate([self._alpha_star(block, self._mean) for block in source()])
         self.alpha_ = float("nan")
         self.alpha_ = self._resolve_alpha(gallery, some)
         return self
 
-    def _shift(self, gallery: np.ndarray) -> np.ndarray:
+    def _shift(self, gallery: np.ndarray, floor: float) -> np.ndarray:
         """What is added to the rows at α = 1."""
         gap = self.gap_
         if self.rule == "compensated":
@@ -183,32 +195,35 @@ class GapCloser:
             if mean_variance == 0:
                 return gap
             return np.linalg.solve(np.eye(len(gap)) + self.penalty * covariance / mean_variance, gap)
-        axes = principal_directions(gallery)
-        self._rank = len(axes)
-        if self.num_components is not None:
-            axes = axes[: self.num_components]
-        direction = gap - axes.T @ (axes @ gap)
-        direction -= axes.T @ (axes @ direction)  # once more, so that rounding leaves nothing along the axes
-        # What a full-rank gallery leaves of g is rounding alone.
-        return np.zeros_like(gap) if np.linalg.norm(direction) <= 1e-10 * np.linalg.norm(gap) else direction
+        direction, self._rank = complement(gallery, gap, num_components=self.num_components, floor=floor)
+        return direction
 
-    def _alpha_star(self, queries: np.ndarray) -> np.ndarray:
-        """α at which each query is closest to the moved rows, or to the moved centre."""
+    def _alpha_star(self, queries: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """α at which each query is closest to the rows about `mean`, moved, or to the moved centre.
+
+        A shift v: ‖y − μ_x − αv‖² is least at ⟨y − μ_x, v⟩/‖v‖². "centred", P = I − UᵀU: noise on the rows enters a score
+        as ⟨P(y − αm), e_k⟩, of variance σ²‖Py − αPm‖², equal for all classes, while the clean margins do not depend on
+        α; so the robustness is a falling function of ‖Py − αPm‖, which is least at ⟨Py, Pm⟩/‖Pm‖² and symmetric about it.
+        (With ‖m‖² below, the axes left in m, it would be too low by the share of ‖m‖² along them.)
+        """
         if self.rule == "optimal":
             return np.full(len(queries), np.nan)
+        direction, floor = self.direction_, 0.0
         if self.rule == "centred":
-            queries, direction = queries - _along(queries, self._axes), self.direction_
-            direction = direction - _along(direction[None, :], self._axes)[0]
+            queries, floor = queries - along_axes(queries, self._axes), self._floor
+            direction = direction - along_axes(direction[None, :], self._axes)[0]
         else:
-            queries, direction = queries - self._mean[None, :], self.direction_
+            queries = queries - mean[None, :]
         squared = direction @ direction
-        return queries @ direction / squared if squared > 0 else np.full(len(queries), np.nan)
+        # What the axes leave of a centre that lies along them is rounding.
+        moves = np.sqrt(squared) > max(floor, 1e-10 * np.linalg.norm(self.direction_))
+        return queries @ direction / squared if moves else np.full(len(queries), np.nan)
 
     def _resolve_alpha(self, gallery, some) -> float:
         if not isinstance(self.alpha, str):
             return float(self.alpha)
         known = self.alpha_star_[np.isfinite(self.alpha_star_)]
-        if self.rule in SHIFTS and not self.direction_.any():
+        if self.rule in PER_QUERY and not known.size:  # nothing moves
             return 0.0
         if self.alpha == "safe":
             if self.rule == "complement" and not self._moves_nothing_apart(gallery):
@@ -268,7 +283,7 @@ class GapCloser:
         """What closing does to the decisions of this gallery on these queries, and what it does not promise.
 
         Args:
-          gallery: [K, d], as it was.
+          gallery: [K, d], as it was before closing; α, α*, and "before" are counted from this one, fitted or not.
           queries: [n, d], or a function that yields them by blocks; the counts are over them, `safe_margin` holds for any.
           alpha: as in `transform`.
           sigma: noise per coordinate, for the exact robustness before and after; None for the constructor's.
@@ -276,7 +291,8 @@ class GapCloser:
         gallery, alpha = self._require(gallery, alpha)
         _, source = _checked(gallery, queries)
         sigma = self.sigma if sigma is None else sigma
-        index, start, copies = self.index(gallery, alpha), self.index(gallery, 0.0), equal_rows(gallery)
+        index, start = self.index(gallery, alpha), self.index(gallery, 0.0)
+        copies, mean = precision.equal_rows(gallery, self._roundoff), gallery.mean(axis=0)
         is_shift = self.rule in SHIFTS
         shift = alpha * self.direction_ if is_shift else None
         is_exact = self.rule == "complement" and self._moves_nothing_apart(gallery) and bool(self.direction_.any())
@@ -284,10 +300,11 @@ class GapCloser:
         def count(block):
             found = certify_decisions(gallery, block, index, shift=shift, copies=copies)
             found |= dict(num_queries=len(block), rising=None, cosine_changed=None, cosine_changed_at_most=None)
+            found["cosine_differs"] = count_cosine_differences(gallery, block, copies)
             if is_shift:
                 found |= certify_cosine(gallery, index.rows, block, copies)
             if is_exact:
-                star = self._alpha_star(block)
+                star = self._alpha_star(block, mean)
                 found["rising"] = int(np.sum(np.abs(alpha - star) < np.abs(star)))
             elif self.rule in ("centred", "optimal"):
                 noise = [np.linalg.norm(i.map_queries(block), axis=1) for i in (start, index)]
@@ -308,6 +325,8 @@ class GapCloser:
         squared = self.gap_ @ self.gap_
         reasons, safe = [self.nothing_to_move() or ""], self.alpha_star_.min()
         if not reasons[0]:
+            if is_exact:  # α* of the fitted queries belongs to the fitted mean
+                safe -= (mean - self._mean) @ self.direction_ / (self.direction_ @ self.direction_)
             reasons = refusals(self.rule, alpha, gallery, index, is_shift=is_shift, is_exact=is_exact, safe_alpha=safe)
         return Certificate(
             rule=self.rule, alpha=alpha, num_rows=len(gallery), sigma=sigma, **counts, **exact, refusals=tuple(reasons),
@@ -324,7 +343,7 @@ class GapCloser:
         self._require_fitted()
         if self.rule not in SHIFTS or self.direction_.any():
             return None
-        return nothing_to_move(self._num_rows, self._rank, self.gap_)
+        return nothing_to_move(self._num_rows, self._rank, len(self.gap_))
 
     def _require(self, gallery: Any, alpha: float | None) -> tuple[np.ndarray, float]:
         """The gallery as float64 and the α to use, if all is in order."""
@@ -359,26 +378,6 @@ def _checked(gallery: Any, queries: Any) -> tuple[np.ndarray, streaming.Source]:
             yield np.asarray(block, float)
 
     return gallery, blocks
-
-
-def principal_directions(gallery: np.ndarray) -> np.ndarray:
-    """Orthonormal rows [r, d] that span the centred gallery, by decreasing variance; r is its numerical rank."""
-    centred = gallery - gallery.mean(axis=0)[None, :]
-    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-    # The scale of the rows, not of their deviations, sets the rounding of the centred rows.
-    tolerance = max(gallery.shape) * np.finfo(float).eps * max(np.linalg.norm(gallery, axis=1).max(), 1e-300)
-    return axes[singular > tolerance]
-
-
-def _along(rows: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
-    """The part of rows [n, d] along orthonormal axes [r, d]; 0 without axes."""
-    return np.zeros_like(rows) if axes is None else (rows @ axes.T) @ axes
-
-
-def _leading_axes(covariance: np.ndarray, num_components: int) -> np.ndarray:
-    """Orthonormal rows [r, d]: the leading principal directions, those without variance left out."""
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors.T[::-1][: min(num_components, int(np.sum(values > 1e-12 * values[-1])))]
 
 
 def _maximise(function, low: float, high: float) -> Curve:

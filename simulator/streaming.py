@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator import precision
 from simulator.losses import Similarity
 
 Source = Callable[[], Iterator[np.ndarray]]
@@ -36,6 +37,8 @@ class Moments(NamedTuple):
     mean_direction: mean of the rows scaled to unit length [d].
     shortest, longest: smallest and largest norm of a row; first_zero: number of the first zero row, None without one.
     repeated: how many rows equal an earlier row bit by bit (by a 64-bit digest of each).
+    roundoff: unit roundoff of the narrowest type that holds all the numbers, or of the type they were stored in.
+    sketch: [n, ≤ 8], from which `copies` are told.
     """
 
     count: int
@@ -47,9 +50,20 @@ class Moments(NamedTuple):
     longest: float
     first_zero: int | None
     repeated: int
+    roundoff: float
+    sketch: np.ndarray
+
+    @property
+    def power(self) -> float:
+        """Mean squared length of a row."""
+        return float(self.mean @ self.mean + np.trace(self.covariance))
+
+    def copies(self) -> np.ndarray:
+        """A number for each row [n], one for rows that are equal up to rounding (`precision.copies`)."""
+        return precision.copies(self.sketch, len(self.mean), self.roundoff)
 
 
-def moments(blocks: Iterable[np.ndarray]) -> Moments:
+def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
     """Mean, covariance and what else `Moments` holds, in one pass.
 
     Blocks are merged by n_ab C_ab = n_a C_a + n_b C_b + n_a n_b/(n_a + n_b) δδᵀ, δ the difference of their means, so
@@ -57,10 +71,11 @@ def moments(blocks: Iterable[np.ndarray]) -> Moments:
 
     Args:
       blocks: the rows in order, [rows, d] each, float64.
+      roundoff: of the type that the rows were stored in, where more bits than it has were computed since.
 
     Source: Chan, Golub & LeVeque 1983.
     """
-    count, digests = 0, []
+    count, digests, sketches, bits = 0, [], [], 1
     shortest, longest, first_zero = np.inf, 0.0, None
     mean = scatter = halves = directions = np.zeros(())
     half_counts = np.zeros(2, int)
@@ -80,6 +95,8 @@ def moments(blocks: Iterable[np.ndarray]) -> Moments:
         same_zeros = np.ascontiguousarray(block + 0.0)  # −0 equals 0
         texts = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in same_zeros)
         digests.append(np.frombuffer(texts, np.uint64))
+        sketches.append(precision.sketch(block))
+        bits = max(bits, precision.significant_bits(block))
 
         block_mean = block.mean(axis=0)
         centred = block - block_mean[None, :]
@@ -94,6 +111,7 @@ def moments(blocks: Iterable[np.ndarray]) -> Moments:
     return Moments(
         count, mean, scatter / count, halves / np.maximum(half_counts, 1)[:, None], directions / count,
         float(shortest), float(longest), first_zero, int(np.sum(sorted_digests[1:] == sorted_digests[:-1])),
+        max(roundoff, precision.roundoff_of(bits)), np.concatenate(sketches),
     )  # fmt: skip
 
 
@@ -185,6 +203,18 @@ def best_matches(
             over_y[0][better], over_y[1][better] = at[better], here[better]
         offset_y += len(queries)
     return np.concatenate(found), over_y[0]
+
+
+def are_partners(found: np.ndarray, asked: np.ndarray, same: np.ndarray, same_asked: np.ndarray) -> np.ndarray:
+    """Whether row `found` of one modality is a partner of row `asked` of the other, [m], where copies are one row: some row
+    k that is a copy of `asked` has a partner k that is a copy of `found`.
+
+    Args:
+      found, asked: row numbers [m].
+      same, same_asked: `precision.copies` of the modality that answers, and of the one that asks [n].
+    """
+    count = same.max() + 1
+    return np.isin(same_asked[asked] * count + same[found], same_asked * count + same)
 
 
 def marginal_errors(x: Source, y: Source, *, temperature: float) -> tuple[float, float]:

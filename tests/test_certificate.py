@@ -7,7 +7,9 @@ import pytest
 
 import simulator as sim
 from experiments._galleries import nearest_rows, random_classes, unit_rows
-from simulator.certificate import add_counts, certify_cosine, equal_rows, quantization_effects
+from simulator import streaming
+from simulator.certificate import add_counts, certify_cosine, quantization_effects
+from simulator.precision import equal_rows
 
 
 @pytest.fixture
@@ -122,7 +124,6 @@ def test_what_does_not_hold_is_refused_with_the_reason(full_rank, arrays):
     reasons = " ".join(closer.certificate(unit, queries).refusals)
     assert "under cosine" not in reasons
     assert "beyond it" not in reasons
-    assert "no gap" in sim.GapCloser().fit(gallery, gallery).nothing_to_move()
 
 
 def test_cosine_after_normalising_again(arrays):
@@ -205,3 +206,140 @@ def test_quantisation_over_the_whole_range_is_explained():
             stored = np.asarray(sim.Quantization(8, range=effect.range)(rows))
             kept = np.mean(nearest_rows(stored, queries) == nearest_rows(gallery, queries))
             assert getattr(effect, name) == pytest.approx(kept)
+
+
+def test_alpha_star_belongs_to_the_gallery_that_is_passed(arrays):
+    """A gallery that was closed already, asked to close again: every query that gains is counted, and no other."""
+    gallery, queries = arrays[0], arrays[1][:40]
+    closer = sim.GapCloser().fit(gallery, queries)
+    closed = closer.transform(gallery, 1.0)
+    for alpha in (1.0, -0.3):
+        found = closer.certificate(closed, queries, alpha, sigma=0.15)
+        ends = [sim.exact_robustness(rows, queries, sigma=0.15) for rows in (closed, closer.transform(closed, alpha))]
+        assert found.rising == found.gaining == np.sum(ends[1] > ends[0])
+        assert found.robustness_closed == pytest.approx(ends[1].mean())
+    safe = closer.alpha_star_.min() - 1.0
+    assert f"only up to α = {max(safe, 0.0):.4g}" in " ".join(found.refusals) or safe > alpha
+    assert sim.GapCloser().fit(closed, queries + 9 * closer.direction_).certificate(closed, queries).rising == 0
+    part = closer.certificate(gallery[:4] + 0.5 * closer.direction_, queries, 0.7)  # other rows, another mean
+    ends = [closer.transform(gallery[:4], a) for a in (0.5, 1.2)]
+    ends = [sim.exact_robustness(rows, queries, sigma=0.15) for rows in ends]
+    assert part.rising == np.sum(ends[1] > ends[0] - 1e-12)
+
+
+def test_closing_by_nothing_raises_nothing(full_rank, arrays):
+    """α = 0 leaves every robustness as it is: no query rises, none gains."""
+    for rule, (gallery, queries) in (("complement", arrays), ("centred", full_rank), ("optimal", full_rank)):
+        closer = sim.GapCloser(rule).fit(gallery, queries)
+        assert closer.certificate(gallery, queries[:20], 0.0).rising == 0
+    closer = sim.GapCloser().fit(*arrays)
+    assert closer.certificate(*arrays, 0.0, sigma=0.2).gaining == 0
+    assert closer.certificate(*arrays, 1.0, sigma=1e-3).gaining < 120  # many keep their answer in any case
+
+
+def test_the_error_of_the_gain_is_that_of_the_differences(arrays, monkeypatch):
+    monkeypatch.setattr("simulator.postprocess.ROBUSTNESS_QUERIES", 25)
+    gallery, queries = arrays
+    closer = sim.GapCloser().fit(gallery, queries)
+    found = closer.certificate(gallery, queries, sigma=0.1)
+    some = streaming.random_rows(lambda: iter([queries]), 120, 25)
+    before, after = (sim.exact_robustness(closer.transform(gallery, a), some, sigma=0.1) for a in (0.0, 1.0))
+    left = 1 - 25 / 120
+    wanted, *one_side = (np.std(v, ddof=1) * np.sqrt(left / 25) for v in (after - before, before, after))
+    assert found.gain_error == pytest.approx(max(wanted, left / 25), rel=1e-9)
+    assert min(one_side) > 1.05 * max(wanted, left / 25)
+
+
+def test_a_shift_is_orthogonal_only_up_to_rounding(arrays):
+    """One row that a ten-millionth of the shift moves out of its place: no promise any more."""
+    gallery, queries = arrays
+    closer = sim.GapCloser().fit(gallery, queries)
+    assert closer.certificate(gallery, queries).rising is not None
+    tilted = gallery.copy()
+    tilted[2] += 1e-7 * closer.direction_
+    found = closer.certificate(tilted, queries)
+    assert found.rising is None
+    assert "not orthogonal" in found.refusals[0]
+
+
+def test_the_bound_on_cosine_flips_counts_the_norms_of_the_gallery_itself():
+    """Norms 5e-7 apart, as in float32 files, decide a close answer before; after the shift they are equal."""
+    d = 5e-7
+    gallery = np.array(
+        [[0.5 + d / 4, np.sqrt((1 + d) ** 2 - (0.5 + d / 4) ** 2 - d**2), -d], [0.5, np.sqrt(0.75), 0.0]]
+    )
+    moved = gallery + np.array([0.0, 0.0, 1.0])
+    query = np.array([[1.0, 0.0, 0.0]])
+    found = certify_cosine(gallery, moved, query, np.arange(2))
+    assert found == dict(cosine_changed=1, cosine_changed_at_most=1)
+    apart = gallery * np.array([[1.0], [1.00001]])  # not the noise of float32
+    assert certify_cosine(apart, apart, query, np.arange(2))["cosine_changed_at_most"] is None
+
+
+def test_norms_that_differ_are_no_unit_rows(arrays):
+    gallery, queries = unit_rows(arrays[0]), arrays[1]
+    for factor, said in ((1 + 1e-7, False), (1.001, True)):
+        rows = gallery * np.where(np.arange(9) == 4, factor, 1.0)[:, None]
+        reasons = " ".join(sim.GapCloser().fit(rows, queries).certificate(rows, queries).refusals)
+        assert ("nothing holds under cosine" in reasons) == said
+
+
+def test_decisions_within_rounding_are_within_the_bound(rng):
+    """Queries halfway between two rows: what rounding decides is counted among what may change."""
+    gallery = rng.normal(size=(12, 5)) + 30.0
+    queries = 0.5 * (gallery[:, None] + gallery[None, :])[np.triu_indices(12, 1)]
+    squares = np.sort(((queries[:, None] - gallery[None]) ** 2).sum(-1), axis=1)
+    queries = queries[squares[:, 1] - squares[:, 0] < 1e-9]
+    assert len(queries) > 10
+    for rule in ("compensated", "centred"):
+        found = sim.GapCloser(rule).fit(gallery, queries + 1.0).certificate(gallery, queries)
+        assert found.changed > 0
+        assert found.changed_at_most == len(queries)
+        assert found.safe_margin < 1e-9
+
+
+def test_euclidean_answers_are_told_from_those_by_cosine(full_rank, rng):
+    """Three rows of unequal norms by hand, and averaged unit rows; equal norms say nothing."""
+    x, q = np.array([[0.6, 0], [0.75, 0.66], [-1, 0]]), np.array([[0.95, 0.31]] * 2 + [[-1, 0.0]])
+    for rule in ("centred", "compensated", "optimal"):
+        found = sim.GapCloser(rule).fit(x, q).certificate(x, q)
+        assert (found.changed, found.cosine_differs) == (0, 2)
+        assert "by cosine 2 of 3 queries get another answer" in str(found)
+        assert "by Euclidean distance" in str(found).splitlines()[1]
+    gallery, queries = full_rank
+    norms = np.linalg.norm(gallery, axis=1)
+    wanted = np.sum((queries @ (gallery / norms[:, None]).T).argmax(axis=1) != nearest_rows(gallery, queries))
+    found = sim.GapCloser("centred").fit(gallery, queries).certificate(gallery, lambda: iter(np.split(queries, 4)))
+    assert found.cosine_differs == wanted > 0
+    unit = unit_rows(gallery)
+    found = sim.GapCloser("centred").fit(unit, queries).certificate(unit, queries)
+    assert found.cosine_differs == 0
+    assert "by cosine" not in str(found)
+    unit[3] = 0.0
+    assert sim.GapCloser("centred").fit(unit, queries).certificate(unit, queries).cosine_differs is None
+
+
+def test_rows_within_rounding_are_one_answer(arrays, rng):
+    """The same rows embedded twice: which of two copies answers is no change."""
+    gallery, queries = arrays
+    twice = np.concatenate([gallery, gallery + 1e-8 * rng.normal(size=gallery.shape)]).astype("f4").astype(float)
+    closer = sim.GapCloser("compensated").fit(twice, queries)
+    found = closer.certificate(twice, queries.astype("f4"))
+    assert (found.changed, found.changed_float32, found.changed_at_most) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("bins", [3, 8])
+def test_the_same_step_after_closing_is_counted_by_the_middle_of_each_bin(bins):
+    rng = np.random.default_rng(2)
+    gallery = 0.3 * rng.normal(size=(12, 9))
+    queries = np.repeat(gallery, 20, axis=0) + 0.3 * rng.normal(size=(240, 9))
+    moved = gallery + 2.0 * np.eye(9)[1]
+    found = {e.range: e for e in quantization_effects(gallery, moved, iter([queries]), bins=bins)}["minmax"]
+    step, stored = np.ptp(gallery) / bins, np.empty_like(moved)
+    for k in range(12):
+        for j in range(9):
+            stored[k, j] = moved.min() + (int((moved[k, j] - moved.min()) / step) + 0.5) * step
+    kept = np.mean(nearest_rows(stored, queries) == nearest_rows(gallery, queries))
+    assert found.robustness_same_step == pytest.approx(kept)
+    edge = np.mean(nearest_rows(stored - 0.5 * step, queries) == nearest_rows(gallery, queries))
+    assert abs(edge - kept) > 0.01

@@ -99,6 +99,28 @@ def test_repeated_rows_are_a_warning_and_one_answer(files, capsys):
     assert json.loads(Path("c.json").read_text())["changed"] == 0
 
 
+def test_copies_up_to_rounding_are_named(files, capsys):
+    gallery, _ = files
+    np.save("x.npy", np.concatenate([gallery, gallery[:2] + 1e-8]))
+    assert main(["close", "x.npy", "y.npy", "--out", "o.npz", "--rule", "compensated", "--json", "c.json"]) == 0
+    assert "x.npy: 2 of 7 rows repeat an earlier row (2 of them only up to rounding)" in capsys.readouterr().err
+    assert json.loads(Path("c.json").read_text())["changed"] == 0
+
+
+def test_answers_by_cosine_that_differ_are_a_warning(files, capsys):
+    """Three rows of unequal norms: Euclidean answers 1 1 2, by cosine 0 0 2; scaled to unit length both agree."""
+    np.save("x.npy", np.array([[0.6, 0], [0.75, 0.66], [-1, 0]]))
+    np.save("y.npy", np.array([[0.95, 0.31]] * 2 + [[-1, 0.0]]))
+    for rule in ("centred", "compensated", "optimal"):
+        for options, said in (([], True), (["--normalize"], False)):
+            assert (
+                main(["close", "x.npy", "y.npy", "--out", "o.npz", "--rule", rule, *options, "--json", "c.json"]) == 0
+            )
+            error = capsys.readouterr().err
+            assert ("gapsim: warning: by cosine 2 of 3 queries get another answer" in error) == said
+            assert json.loads(Path("c.json").read_text())["cosine_differs"] == (2 if said else 0)
+
+
 def test_quantisation_is_shown_for_every_range(files, capsys):
     assert main(["close", "x.npy", "y.npy", "--out", "o.npy", "--quantize-bins", "8"]) == 0
     said = capsys.readouterr().out

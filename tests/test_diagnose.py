@@ -205,6 +205,66 @@ def test_a_killed_run_leaves_the_old_file(tmp_path, rng):
     assert [path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")] == [".pdf"]
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_gap_of_rounding_size_is_no_gap(tmp_path, rng, normalize, capsys, monkeypatch):
+    """Mean-centred float32 files: null, not α* of ± 10⁷, and said in words; also what `close` wrote, kept in float32."""
+    monkeypatch.chdir(tmp_path)
+    x, y = rng.normal(size=(20, 64)).astype("f4") + 1, rng.normal(size=(500, 64)).astype("f4") + 1
+    if normalize:  # rows and their opposites: centred after scaling too
+        x, y = (np.concatenate([r, -r]) for r in (x, y))
+    save(tmp_path, x=x - x.mean(0), y=y - y.mean(0))
+    found = _diagnose.diagnose("x.npy", "y.npy", normalize=normalize, sigma=0.2)
+    assert 0 <= found["gap_norm"] < found["gap_floor"] < 1e-4 * (1 if normalize else 8)
+    assert not any(name.startswith("alpha_star") for name in [*found, *found["curves"]])
+    names = [
+        "complement_share",
+        *(f"{n}_{m}" for n in ("variance_along_gap", "defect_ratio", "span_fraction") for m in "xy"),
+    ]
+    assert [found[name] for name in names] == [None] * 7
+    assert found["null_defect_ratio_x"] > 0
+    assert found["robustness_closed"] == found["robustness_open"]
+    said = " ".join(found["summary"])
+    assert "there is no gap" in said
+    assert "rounding of the stored rows alone makes up to" in said
+    save_figure(_page.draw, found, tmp_path / "page")
+    options = ["--out", "o.npz"] + ["--normalize"] * normalize
+    assert main(["close", "x.npy", "y.npy", *options]) == 2
+    assert "there is no gap to close: the two means lie" in capsys.readouterr().err
+    assert main(["close", "x.npy", "y.npy", *options, "--rule", "centred", "--alpha", "best", "--sigma", ".2"]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_what_was_closed_and_stored_again_has_no_gap_left_to_close(tmp_path, rng, dtype):
+    x, y = rng.normal(size=(12, 40)).astype(dtype), (rng.normal(size=(300, 40)) + 0.7).astype(dtype)
+    closed = sim.GapCloser().fit(x, y).transform(x, 1.0).astype(dtype)
+    open_, found = (_diagnose.diagnose(*save(tmp_path, x=rows, y=y)) for rows in (x, closed))
+    assert open_["complement_share"] > 0.5
+    assert found["gap_norm"] > found["gap_floor"]  # what lies in the span of the gallery
+    assert found["complement_share"] == 0.0
+    assert "alpha_star_min" not in found
+
+
+def test_copies_are_one_answer(tmp_path, rng, monkeypatch):
+    """COCO's files, every image once for each of its captions; the same caption embedded twice; subsets as the whole."""
+    images = rng.normal(size=(20, 16))
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    captions = np.repeat(images, 5, axis=0) + 0.02 * rng.normal(size=(100, 16))
+    near = np.repeat(images, 5, axis=0) + 1e-7 * rng.normal(size=(100, 16))
+    for case, gallery in (("images", np.repeat(images, 5, axis=0)), ("near", near)):
+        for dtype in ("f8", "f4"):
+            files = save(tmp_path, x=gallery.astype(dtype), y=captions.astype(dtype), labels=np.arange(100))
+            for limit in (1e13, 0):
+                monkeypatch.setattr(_diagnose, "LARGEST_PRODUCT", limit)
+                found = _diagnose.diagnose(*files[:2], paired=True, labels=files[2], subset=60)
+                assert [found[f"recall_at_1_{way}"] for way in ("xy", "yx")] == [1.0, 1.0]
+                assert found["accuracy"] == 1.0
+            up_to = " (80 of them only up to rounding)" if case == "near" else ""
+            said = f"x.npy: 80 of 100 rows repeat an earlier row{up_to}; equal rows count as one answer"
+            assert any(said in words for words in found["warnings"])
+    wrong = save(tmp_path, x=np.roll(near, 5, axis=0), y=captions)  # another image's copies are no partner
+    assert _diagnose.diagnose(*wrong, paired=True)["recall_at_1_yx"] == 0.0
+
+
 # One million queries.
 
 NUM_QUERIES, NUM_CLASSES, DIMENSIONS = 10**6, 1000, 512

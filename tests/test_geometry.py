@@ -127,3 +127,26 @@ def test_real_clip_embeddings(real_data):
     assert float(found.recall_at_1_yx) == pytest.approx(0.55, abs=5e-3)
     assert float(found.defect_ratio_x) == pytest.approx(3.4, abs=0.05)
     assert float(found.defect_ratio_y) == pytest.approx(2.5, abs=0.05)
+
+
+def test_the_span_is_the_fewest_components_with_nine_tenths_of_the_variance():
+    """Variances .92, .05, .03 and .88, .045, .075 of the whole, exactly: one axis holds enough, then two."""
+    for shares, kept in (((0.92, 0.05, 0.03), (0,)), ((0.88, 0.045, 0.075), (0, 2)), ((0.85, 0.08, 0.07), (0, 1))):
+        x = np.concatenate([np.diag(np.sqrt(shares)), -np.diag(np.sqrt(shares))])
+        gap = np.array([1.0, 2.0, 3.0])
+        found = sim.measure_gap(x, x[::-1] + gap, paired=False)
+        wanted = np.sum(gap[list(kept)] ** 2) / 14
+        assert float(found.span_fraction_x) == pytest.approx(wanted, rel=1e-6)
+        assert float(found.span_fraction_y) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_nothing_lies_along_a_gap_of_rounding_size(rng):
+    rows = rng.normal(size=(2, 30, 8)).astype("f4") + np.float32(1)
+    x, y = (r - r.mean(0) for r in rows)
+    found = sim.measure_gap(x, y)
+    for name in ("variance_along_gap", "defect_ratio", "span_fraction"):
+        assert np.isnan(float(getattr(found, f"{name}_x")))
+        assert np.isnan(float(getattr(found, f"{name}_y")))
+    assert 0 < float(found.gap_norm) < 1e-5
+    assert np.isfinite(float(found.null_defect_ratio_x))
+    assert np.isfinite(float(sim.measure_gap(x, y + np.float32(1e-4)).defect_ratio_x))

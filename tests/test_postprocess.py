@@ -171,3 +171,40 @@ def test_queries_by_blocks_are_checked(arrays):
         sim.GapCloser().fit(gallery, lambda: iter([queries[:, :4]]))
     with pytest.raises(ValueError, match="NaN"):
         sim.GapCloser().fit(gallery, lambda: iter([queries, np.nan * queries]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(rule="centred"), dict(rule="compensated"), dict(rule="soft", penalty=1e3)]
+)
+def test_the_best_alpha_may_lie_beyond_closing(rng, options):
+    """Easy queries at the gallery pull the mean back: those that can lose their answer are closest at α = 2."""
+    gallery = np.pad(rng.normal(size=(6, 5)), ((0, 0), (0, 5)))
+    far = np.pad(0.3 * rng.normal(size=(20, 5)), ((0, 0), (0, 5))) + np.repeat([0.0, 2.0], 5)
+    easy = np.pad(3.0 * gallery[:, :5], ((0, 0), (0, 5))).repeat(4, axis=0)[:20]
+    queries = np.concatenate([far, easy])
+    closer = sim.GapCloser(**options, alpha="best", sigma=0.4).fit(gallery, queries)
+    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()  # noqa: E731
+    tried = {a: value(a) for a in np.linspace(-3.0, 4.0, 57)}
+    assert max(tried, key=tried.get) > 1.1
+    assert value(closer.alpha_) >= max(tried.values()) - 1e-9
+    assert closer.alpha_ > 1.1
+
+
+def test_alpha_star_of_the_centred_rule_is_where_each_query_is_most_robust(rng):
+    """With exact directions too: a line search on the exact robustness of each query; ‖m‖² in place of ‖Pm‖² is too low."""
+    from scipy.optimize import minimize_scalar
+
+    gallery = rng.normal(size=(8, 10))
+    queries = rng.normal(size=(6, 10)) * np.linspace(2.0, 0.5, 10) + 1.0
+    for kept in (None, 1, 4):
+        closer = sim.GapCloser("centred", kept, alpha="safe").fit(gallery, queries)
+        peaks = []
+        for query in queries:
+            lost = lambda a, c=closer, q=query: -c.index(gallery, a).robustness(q[None, :], sigma=20.0)[0]  # noqa: E731
+            peaks.append(minimize_scalar(lost, bounds=(-8, 10), method="bounded", options=dict(xatol=1e-9)).x)
+        np.testing.assert_allclose(peaks, closer.alpha_star_, atol=2e-5)
+        assert closer.alpha_ == max(closer.alpha_star_.min(), 0.0)
+        if kept:
+            m = closer.direction_
+            rest = m - m @ closer.index(gallery).axes.T @ closer.index(gallery).axes
+            assert np.abs(closer.alpha_star_ * (rest @ rest / (m @ m)) / peaks - 1).max() > 0.01

@@ -156,3 +156,16 @@ def test_random_rows_are_distinct_in_order_and_reach_every_block(rng):
     assert found.min() < 15 < 85 < found.max()
     np.testing.assert_array_equal(streaming.random_rows(blocks, 100, 500), rows)
     assert not np.array_equal(streaming.random_rows(blocks, 100, 40, seed=1)[:, 0], found)
+
+
+def test_standard_errors_divide_by_one_less_than_the_rows(rng):
+    """Three rows of 10⁶, by hand: √(s²/m) with s² over m − 1 = 2."""
+    mean, error = streaming.mean_and_error(np.array([0.0, 3.0, 6.0]), 10**6)
+    assert mean == 3.0
+    assert error == pytest.approx(3.0 / 3**0.5, rel=1e-5)
+    assert streaming.mean_and_error(np.full(20, 0.5), 30)[1] == pytest.approx((1 / 3) / 20)  # one row's worth at least
+    rows = np.array([[0.0], [0.2], [0.7]])
+    h = np.array([[np.exp(-2 * (a - b) ** 2) for a in rows[:, 0]] for b in rows[:, 0]])
+    by_row = (h.sum(axis=1) - 1) / 2
+    wanted = 2 * by_row.std(ddof=1) / by_row.mean() / 3**0.5
+    assert streaming.uniformity(rows, 10**6)[1] == pytest.approx(wanted, rel=1e-5)
