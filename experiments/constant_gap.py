@@ -1,4 +1,10 @@
-"""P11: a gap in coordinates where both modalities are constant: does training leave it there?"""
+"""P11: a gap in coordinates where both modalities are constant: does training leave it there?
+
+The paper's text was not at hand; the sentence that is judged is second-hand, from a public summary of it (sciencestack.ai).
+Its weak reading, a gap that is not closed within the run, holds; judged is the strict one, a gap that stays as it was.
+The setting is that of the authors' notebook (github.com/yuhui-zh15/C3, geometry_analysis/contrastive_optimization.ipynb),
+which holds the scale fixed: the gap in its constant block, as printed there, falls from 1.0228 to 0.9718 in 80,000 steps.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +25,10 @@ CLAIM = sim.Claim(
     id="P11",
     title="Constant orthogonal gap",
     statement=(
-        "With one modality random on one block of coordinates, the other on another and both constant elsewhere, gradient "
-        "descent leaves the gap in the constant block as it was."
+        "“Standard contrastive optimization fails to close the gap”: with one modality random on one block of coordinates, "
+        "the other on another and both constant elsewhere, gradient descent leaves the gap in the constant block as it was."
     ),
-    source="Zhang et al. 2024, arXiv 2401.08567, on the persistence of the gap; the law of its closing: derived here",
+    source="Zhang et al. 2024, arXiv 2401.08567, quoted second-hand from a summary; the law of the closing: derived here",
     assumes=(
         "free rows, put back on the sphere after each step; one learning rate for the rows and the logarithm of the scale"
     ),
@@ -32,8 +38,8 @@ CAPTION = (
     "(a) Gap in the constant block over its start and (b) its shortfall from 1, logarithmic; (c) loss and (d) scale of the "
     "logits, along descent of free rows: one learning rate for everything; the scale learned as fast as the flow, κ = 1; a "
     "fixed scale. Dashed black: predicted from the scale alone, ln h = −(ln s)/κ from the start, nothing fitted. Grey: the "
-    "near miss of half that exponent. By this law plain SGD halves the gap of n pairs once the scale has grown 2ⁿ times. "
-    "One line per seed, two seeds; a step of the last two settings grows in proportion to the time."
+    "half that exponent, for scale. By this law plain SGD halves the gap of n pairs once the scale has grown 2ⁿ times. "
+    "One line per seed, eight seeds; a step of the last two settings grows in proportion to the time."
 )
 SETTINGS = ("plain SGD", "scale learned at κ = 1", "fixed scale")
 
@@ -46,14 +52,15 @@ class Config:
     blocks: tuple[int, int, int] = (25, 230, 257)
     initial_temperature: float = 0.07
     learning_rate: float = 0.2  # of plain SGD; a step is learning_rate / num_pairs in time of the flow
-    step: float = 0.002  # in time of the flow, for the other settings; step i is this times 1 + growth · i
-    growth: float = 0.5
-    steps: int = 1000
-    seeds: int = 2
-    seed: int = 3
+    step: float = 0.0005  # in time of the flow, for the other settings; step i is this times 1 + growth · i
+    growth: float = 1.0
+    steps: int = 500
+    seeds: int = 8
+    seed: int = 4
+    design_seeds: tuple[int, ...] = (3,)
 
 
-QUICK = Config(num_pairs=100, blocks=(6, 58, 64), seeds=3)
+QUICK = Config(num_pairs=32, learning_rate=0.0128, steps=300)  # a step of plain SGD is as long as with 500 pairs
 
 
 def start(config: Config, rng):
@@ -156,10 +163,12 @@ def judge(data) -> list[sim.Row]:
     def constant(name):
         return sim.Check("absolute", 0.0, logs[name][0], float(np.finfo(np.float32).eps))
 
-    # The law neglects that heights within a modality differ (`spread`, 1 % to 10 %) and the first few large steps.
-    def law(name, factor=1.0):
+    # The law neglects that heights within a modality differ (1 % of them) and, to first order, the length of a step (1.5 %
+    # at κ = 1): an exponent 5 % off must fail.
+    def law(name, *factors):
         measured, predicted = logs[name]
-        return sim.Check("identity", factor * predicted, measured, 0.1)
+        checks = [sim.Check("identity", factor * predicted, measured, 0.025) for factor in factors]
+        return min(checks, key=lambda check: check.error())
 
     rows = [
         sim.Row(
@@ -176,9 +185,9 @@ def judge(data) -> list[sim.Row]:
         rows.append(
             sim.Row(
                 f"{name}: ln gap/start = −ln(s/s₀)/κ along the whole descent",
-                law(name),
-                law(name, 0.5),
-                "half the exponent",
+                law(name, 1.0),
+                law(name, 0.95, 1.05),
+                "an exponent 5 % smaller or larger, the nearer",
             )
         )
     return rows

@@ -1,6 +1,7 @@
 """P11; the negative control of each row is judged in check_claim."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import simulator as sim
 from experiments import constant_gap
 from experiments.constant_gap import Config, descend, start
+from simulator.store import load_dataset
 from simulator.theory.constant_gap import predicted_log_closing
 from tests.theorems.common import check_claim, quick_measurement
 
+FIGURES = Path(__file__).parents[2] / "figures"
 SMALL = Config(num_pairs=12, blocks=(3, 5, 7))
 
 
-@pytest.mark.slow
 def test_claim(tmp_path):
     check_claim("constant_gap", tmp_path)
 
@@ -79,7 +81,16 @@ def test_law_refuses_what_is_not_positive(rate, scale):
         predicted_log_closing(2.0, initial_scale=scale, rate=rate)
 
 
-@pytest.mark.slow
+def test_an_exponent_five_per_cent_off_fails():
+    """Either way, in the quick measurement and in the stored one."""
+    for data in (quick_measurement("constant_gap")[0],):
+        assert data.sizes["seed"] >= 8
+        for row in constant_gap.judge(data)[1:]:
+            assert row.test.passes()
+            for factor in (0.95, 1.05):
+                assert not dataclasses.replace(row.test, predicted=factor * row.test.predicted).passes(), row.name
+
+
 def test_plain_descent_keeps_falling():
     gap = quick_measurement("constant_gap")[0].gap.sel(setting=constant_gap.SETTINGS[0]).transpose("seed", "step")
     assert np.all(np.diff(gap.values[:, -10:], axis=1) < 0)
@@ -88,5 +99,7 @@ def test_plain_descent_keeps_falling():
 def test_full_settings_are_the_published_ones():
     full = Config()
     assert (full.num_pairs, full.blocks, sum(full.blocks)) == (500, (25, 230, 257), 512)
-    same = dataclasses.replace(constant_gap.QUICK, num_pairs=500, blocks=full.blocks, seeds=full.seeds)
-    assert same == full
+    quick = constant_gap.QUICK
+    assert quick.learning_rate / quick.num_pairs == pytest.approx(full.learning_rate / full.num_pairs)
+    settings = dict(num_pairs=500, learning_rate=full.learning_rate, steps=full.steps)
+    assert dataclasses.replace(quick, **settings) == full
