@@ -1,20 +1,24 @@
-"""What a long run survives by: its state in a folder (orbax), from which the same call continues to the bit."""
+"""What a long run survives by: its state in a folder (orbax), from which the same call continues to the bit.
+
+`run.json` names the state that counts and everything that was made in the folder. A state is entered there before it is
+written and counts once it is whole; only what is entered is ever removed, and a folder with anything else in it is
+refused. (Orbax's own CheckpointManager keeps and removes by the names of folders alone, numbers that others use as well.)
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simulator.identity import digest
+from simulator.identity import digest, require_same_environment
 from simulator.store import differences, identify, read_json, said_where, whole_file
 
-FORMAT = 2  # raised when the layout changes: what is older is then refused with a word
+FORMAT = 3  # raised when the layout changes: what is older is then refused with a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +32,43 @@ class Checkpoint:
     config: dict[str, Any]
     seconds: float = 30.0
 
-    def restore(self, like: list[np.ndarray]) -> tuple[int, list[np.ndarray], list[np.ndarray]] | None:
-        """(step, leaves of the state, columns of the history) as last saved, or None; `like` gives the leaves' types.
+    def check(self) -> None:
+        """Raise ValueError where the folder holds another run or something else, was damaged, or was begun in another
+        environment."""
+        made = self._entered()["made"]
+        for found in sorted(self.path.iterdir()) if self.path.exists() else ():
+            of_ours = found.name == "run.json" or found.name.startswith((".run.", ".nfs")) or _is_of(found.name, made)
+            if not of_ours:
+                raise ValueError(
+                    f"{self.path} holds {found.name}, which no checkpoint of this run made; give a folder of its own"
+                )
 
-        Raises:
-          ValueError: the folder holds another run, or was damaged.
-        """
-        path = Path(self.path)
+    def _entered(self) -> dict[str, Any]:
+        """What run.json says; in a new folder, that nothing was made."""
+        path = self.path
         if path.is_file():
             raise ValueError(f"{path} is a file; a checkpoint is stored in a folder")
         if not (path / "run.json").exists():
-            return None
+            return dict(made=[], state=None, step=None, checksum=None)
         made = read_json(path / "run.json", "identity", "config", "step", "state", "checksum")
         if made["identity"] != identify(FORMAT, self.config):
             differing = sorted(differences(made["config"], self.config)) or ["the format of the checkpoint"]
             raise ValueError(
                 f"{path} holds a checkpoint of another run; it differs in {', '.join(differing)}. Give another folder"
             )
+        require_same_environment(path, made["config"], self.config)
+        return made
+
+    def restore(self, like: list[np.ndarray]) -> tuple[int, list[np.ndarray], list[np.ndarray]] | None:
+        """(step, leaves of the state, columns of the history) as last saved, or None; `like` gives the leaves' types.
+
+        Raises:
+          ValueError: as of `check`; or the state was damaged.
+        """
+        self.check()
+        path, made = self.path, self._entered()
+        if made["state"] is None:
+            return None
         import orbax.checkpoint
 
         try:
@@ -66,18 +90,33 @@ class Checkpoint:
         """Write a state; the one before it goes only when this one is whole."""
         import orbax.checkpoint
 
-        path, name = Path(self.path), f"step_{step}"
+        path, name = self.path, f"step_{step}"
         with said_where(path):
             path.mkdir(parents=True, exist_ok=True)
+            before = self._entered()
+            name += "_again" * (name == before["state"])  # that one counts until this one is whole
+            if (path / name).exists() and name not in before["made"]:
+                raise ValueError(
+                    f"{path} holds {name}, which no checkpoint of this run made; move it away and run again"
+                )
             # orbax takes no array of size 0
             numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}  # noqa: E731
             tree = dict(state=numbered(state), history=numbered(history))
+            made: dict[str, Any] = dict(identity=identify(FORMAT, self.config), config=self.config)
+            self._enter(before | made | dict(made=sorted({*before["made"], name})))
             orbax.checkpoint.PyTreeCheckpointer().save((path / name).absolute(), tree, force=True)
-            made = dict(
-                identity=identify(FORMAT, self.config), config=self.config, step=step, state=name, checksum=digest(tree)
-            )  # fmt: skip
-            with whole_file(path / "run.json") as draft:
-                draft.write_text(json.dumps(made, indent=1) + "\n")
+            made |= dict(step=step, state=name, checksum=digest(tree))
+            self._enter(made | dict(made=sorted({*before["made"], name})))
             for old in path.iterdir():
-                if re.fullmatch(r"step_\d+(\.orbax.*)?", old.name) and old.name != name:
+                if _is_of(old.name, before["made"]) and old.name != name:
                     shutil.rmtree(old)
+            self._enter(made | dict(made=[name]))
+
+    def _enter(self, made: dict[str, Any]) -> None:
+        with whole_file(self.path / "run.json") as draft:
+            draft.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def _is_of(name: str, made: list[str]) -> bool:
+    """Whether a folder is one of those made, or the beginning of one that orbax left behind when it was killed."""
+    return name.partition(".orbax")[0] in made

@@ -80,6 +80,7 @@ def train(
         config = describe_run(experiment, key, params) | dict(parameters=shapes_of(experiment)[1])
         require_identified(config)
         saved = Checkpoint(Path(checkpoint), config)
+        saved.check()  # a folder that cannot be used is refused before anything is computed
     history, state, x, y, labels, steps = train_replicas(
         experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
     )

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import simulator as sim
 from simulator.checkpoint import Checkpoint
 from tests.processes import ENVIRONMENT, assert_equal, finish, load
 
@@ -36,12 +38,12 @@ def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
     finish(begin("whole.npz", "none"))
     folder = tmp_path / "checkpoint"
     process = begin("killed.npz", folder)
-    while process.poll() is None and not (folder / "run.json").exists():
+    step = lambda: json.loads((folder / "run.json").read_text())["step"] if (folder / "run.json").exists() else None  # noqa: E731
+    while process.poll() is None and step() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    step = json.loads((folder / "run.json").read_text())["step"]
-    assert 0 < step < 20_000
+    assert 0 < step() < 20_000
     finish(begin("resumed.npz", folder))
     assert_equal(load(tmp_path, "resumed"), load(tmp_path, "whole"))
 
@@ -49,9 +51,8 @@ def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     saved = Checkpoint(tmp_path / "c", dict(steps=1))
     saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
-    (tmp_path / "c" / "step_notes").mkdir()
     saved.save(2, [np.arange(3)], [np.zeros((2, 1))])
-    assert {p.name for p in (tmp_path / "c").iterdir()} == {"run.json", "step_2", "step_notes"}
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {"run.json", "step_2"}
     saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
     step, state, history = saved.restore([np.arange(3)])
     assert (step, state[0].tolist(), history[0].shape) == (1, [0, 1, 2], (2, 1))
@@ -76,3 +77,68 @@ def test_a_checkpoint_that_was_damaged_says_so(tmp_path):
         saved.restore([np.arange(3)])
     with pytest.raises(ValueError, match="is a file; a checkpoint is stored in a folder"):
         Checkpoint(tmp_path / "c" / "run.json", dict(steps=1)).restore([np.arange(3)])
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("own_too", [False, True])
+@pytest.mark.parametrize("name", ["step_500/weights.bin", "step_7", "notes.txt", "500/default/x", ".hidden"])
+def test_what_others_left_in_the_folder_is_never_removed(tmp_path, name, own_too):
+    saved = Checkpoint(tmp_path / "c", dict(steps=1))
+    if own_too:
+        saved.save(1, [np.arange(3)], [np.zeros((2, 1))])
+    foreign = tmp_path / "c" / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("weeks of work")
+    before, first = files(tmp_path), name.split("/")[0]
+    for call in (
+        lambda: sim.train(sim.Experiment(), key=jax.random.key(0), checkpoint=tmp_path / "c"),
+        lambda: saved.restore([np.arange(3)]),
+    ):
+        with pytest.raises(ValueError, match=rf"holds {first}, which no.* made; give a folder of its own|another run"):
+            call()
+    assert files(tmp_path) == before
+    if first == "step_500":
+        with pytest.raises(ValueError, match="holds step_500, which no checkpoint of this run made; move it away"):
+            saved.save(500, [np.arange(3)], [np.zeros((2, 1))])
+    else:  # it came while the run was in hand
+        saved.save(500, [np.arange(3)], [np.zeros((2, 1))])
+    assert foreign.read_text() == "weeks of work"
+
+
+def test_killed_while_a_state_is_written_it_keeps_the_one_before_and_clears_up(tmp_path, monkeypatch):
+    import orbax.checkpoint
+
+    def die(self, path, tree, **options):
+        (path.parent / f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "c"
+    saved, history = Checkpoint(folder, dict(steps=1)), [np.zeros((2, 1))]
+    for step in (1, 2):
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(orbax.checkpoint.PyTreeCheckpointer, "save", die)
+            saved.save(step, [np.arange(3)], history)
+        found = saved.restore([np.arange(3)])
+        assert found is None if step == 1 else found[0] == 1
+        saved.save(1, [np.arange(3)], history)
+        assert {p.name for p in folder.iterdir()} == {"run.json", "step_1" if step == 1 else "step_1_again"}
+    (folder / "step_1_again.orbax-checkpoint-tmp").mkdir()
+    saved.save(3, [np.arange(3)], history)
+    assert {p.name for p in folder.iterdir()} == {"run.json", "step_3"}
+
+
+def test_a_checkpoint_is_continued_in_its_environment_and_with_its_code(tmp_path):
+    begun = dict(environment=dict(jax="0.10.2"), experiment=dict(optimizer=dict(function="decay", source="1a")))
+    Checkpoint(tmp_path, begun).save(1, [np.arange(3)], [np.zeros((2, 1))])
+    with pytest.raises(
+        ValueError, match=r"is not finished and was begun with other .*: jax \('0.10.2' there, '0.12' here\)"
+    ):
+        Checkpoint(tmp_path, begun | dict(environment=dict(jax="0.12"))).restore([np.arange(3)])
+    edited = begun | dict(experiment=dict(optimizer=dict(function="decay", source="2b")))
+    with pytest.raises(
+        ValueError, match=r"of another run; it differs in experiment.optimizer \(the source of decay was"
+    ):
+        Checkpoint(tmp_path, edited).restore([np.arange(3)])
