@@ -15,17 +15,25 @@ from tyro.conf import Positional
 
 from experiments._own_embeddings import Close, Diagnose, run_close, run_diagnose, write_json
 
+RESULTS, SHIPPED = (
+    Path("results"),
+    Path("figures"),
+)  # where commands write, and what is published: written only by --out
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Main job: train the default sweep and the digits, check the gap-robustness relation, draw the figures.
+    """Main job: train the default sweep and the digits, check the gap-robustness relation, draw the figures; exit 0 if every
+    verdict is the expected one and every control is rejected.
 
     Example: gapsim run --data digits
     """
 
     data: Literal["both", "synthetic", "digits"] = "both"
     """Synthetic pairs, the two halves of real digits, or both."""
-    out: Path = Path("figures")
+    quick: bool = False
+    """Small settings, with synthetic pairs alone unless --data digits."""
+    out: Path = RESULTS
     """Folder for figures (.pdf, .png) and the numbers behind them (.nc)."""
 
 
@@ -63,8 +71,10 @@ class Figures:
 
     claims: Positional[tuple[str, ...]] = ()
     """Claims by id or name, or the names of other figures; none for all that are stored."""
-    out: Path = Path("figures")
-    """Folder that holds the results and receives the figures."""
+    out: Path | None = None
+    """Folder that receives the figures; by default results/."""
+    results: Path | None = None
+    """Folder that holds the results (.nc); by default that of --out, or else results/ where a run has left some and figures/."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +84,10 @@ class Report:
     Example: gapsim report --out report
     """
 
-    out: Path = Path("figures")
+    out: Path = RESULTS
     """Folder for index.html; the page needs no other file, no network and no script."""
-    results: Path = Path("figures")
-    """Folder that holds the results (.nc)."""
+    results: Path | None = None
+    """Folder that holds the results (.nc); by default results/ where a run has left some, and else figures/."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +130,7 @@ class Bench:
     """Times that all processes are started and take their turns (a quarter of an hour); medians and extremes are shown."""
     json: Path | None = None
     """Write the rows to this file."""
-    out: Path | None = Path("figures")
+    out: Path | None = RESULTS
     """Folder for performance.pdf, .png and .nc."""
 
 
@@ -205,20 +215,32 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
 
 def _run(command: Run) -> int:
     _use_all_cores()
-    from experiments import _ledger, gap_emergence
+    from experiments import _ledger, _report, gap_emergence
 
-    config = gap_emergence.Config(data=command.data)
-    data, seconds = _ledger.run("gap_emergence", quick=False, out=command.out, config=config)
-    print("\n" + _ledger.table(gap_emergence.SUMMARY_HEADER, gap_emergence.summary(data)) + "\n")
-    rows = _ledger.judge("gap_emergence", data, seconds)
-    for stem in ("robustness_monotone", "clean_invariance"):
-        config = _ledger.load(stem).Config(data=command.data)
-        data, seconds = _ledger.run(stem, quick=False, out=command.out, config=config)
+    rows = []
+    for stem in _ledger.MAIN_JOB:
+        module = _ledger.load(stem)
+        config = module.QUICK if command.quick else module.Config()
+        if not command.quick or command.data != "both":
+            config = dataclasses.replace(config, data=command.data)
+        data, seconds = _ledger.run(stem, quick=command.quick, out=command.out, config=config)
+        if stem == "gap_emergence":
+            print("\n" + _ledger.table(gap_emergence.SUMMARY_HEADER, gap_emergence.summary(data)) + "\n")
         rows += _ledger.judge(stem, data, seconds)
     print(_ledger.ledger_table(rows))
     print(f"\nfigures and results: {command.out.resolve()}")
-    _report(Report(out=command.out, results=command.out))
-    return 0 if all(map(_ledger.as_expected, rows)) else 1
+    print(f"open {_report.build(command.out, command.out).resolve()}")
+    return _conclude(rows)
+
+
+def _conclude(rows: list[dict[str, Any]]) -> int:
+    """Say in the last line whether the ledger is as expected; the exit code."""
+    from experiments import _ledger
+
+    bad = [row for row in rows if not _ledger.as_expected(row)]
+    names = ", ".join(sorted({f"{row['claim']} {row['stem']}" for row in bad}))
+    print(f"NOT as expected: {names}" if bad else "every verdict is as expected and every control is rejected")
+    return 1 if bad else 0
 
 
 def _verify(command: Verify) -> int:
@@ -232,9 +254,7 @@ def _verify(command: Verify) -> int:
     print(_ledger.ledger_table(rows))
     if command.json is not None:
         write_json(command.json, rows)
-    good = all(map(_ledger.as_expected, rows))
-    print("every verdict is as expected and every control is rejected" if good else "NOT as expected")
-    return 0 if good else 1
+    return _conclude(rows)
 
 
 def _list(command: List) -> int:
@@ -245,19 +265,23 @@ def _list(command: List) -> int:
     return 0
 
 
-def _figures(command: Figures) -> int:
-    from experiments import _figures
+def _stored() -> Path:
+    """Where results are read from by default: what a run has left in the current folder, or what is published there."""
+    return RESULTS if any(RESULTS.glob("*.nc")) else SHIPPED
 
-    found = _figures.find(command.claims, command.out)
+
+def _figures(command: Figures) -> int:
+    from experiments import _disputes, _figures, _story
+
+    results, out = command.results or command.out or _stored(), command.out or RESULTS
+    found = _figures.find(command.claims, results)
     if not found:
-        raise ValueError(f"{command.out} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
+        raise ValueError(f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
     for name in found:
-        for path in _figures.redraw(name, command.out):
+        for path in _figures.redraw(name, results, out):
             print(path)
     if not command.claims:
-        from experiments import _disputes, _story
-
-        for path in [*_disputes.draw_all(command.out), *_story.draw_all(command.out)]:
+        for path in [*_disputes.draw_all(out, results), *_story.draw_all(out, results)]:
             print(path)
     return 0
 
@@ -265,7 +289,7 @@ def _figures(command: Figures) -> int:
 def _report(command: Report) -> int:
     from experiments import _report
 
-    print(f"open {_report.build(command.results, command.out).resolve()}")
+    print(f"open {_report.build(command.results or _stored(), command.out).resolve()}")
     return 0
 
 

@@ -226,7 +226,7 @@ def main(out: Path | str = "figures", config: Config = Config(), *, redraw: bool
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m experiments._animation", description=__doc__)
-    parser.add_argument("out", nargs="?", default="figures", help="folder of emergence.nc and emergence.gif")
+    parser.add_argument("out", nargs="?", default="results", help="folder of emergence.nc and emergence.gif")
     parser.add_argument("--redraw", action="store_true", help="from the stored numbers, without training")
     chosen = parser.parse_args()
     for written in main(chosen.out, redraw=chosen.redraw):

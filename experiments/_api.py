@@ -42,6 +42,7 @@ ENTRY = re.compile(r"^([\w ,*]+?): (.*)$")
 MARKUP = re.compile(r"\*|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!])")
 STORY = "The story in one figure: two modalities on spheres, the gap, and closing it"
 ANIMATION = "Two modalities on spheres while they are trained, at a small and a large temperature"
+NUMBER = re.compile(r"(?<![\w.])([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?: ?± ?(\d[\d.]*(?:e[+-]?\d+)?))?")
 EXAMPLE = "robustness_monotone"  # the claim whose ledger the README explains
 INTRODUCTION = """\
 # API
@@ -231,6 +232,7 @@ def main(arguments: list[str]) -> None:
     (ROOT / "API.md").write_text(api_page())
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "main job", main_job_table())
+    text = replaced(text, "main ledger", main_job_ledger())
     text = replaced(with_verdicts(text), "reasons", reasons())
     text = replaced(text, "bench", _bench.markdown(load_dataset(ROOT / "figures" / "performance.nc")))
     text = replaced(text, "story", shown(_story, "story.png", STORY))
@@ -253,12 +255,50 @@ def replaced(text: str, name: str, new: str) -> str:
 
 
 def main_job_table() -> str:
-    """What `gapsim run` prints at the end, from the stored numbers, without the start in between."""
+    """The table that `gapsim run` prints, from the stored numbers."""
     lines = gap_emergence.summary(load_dataset(ROOT / "figures" / "gap_emergence.nc"))
-    middle = sorted({line[2] for line in lines}, key=lambda angle: float(angle.rstrip("°")))[1:-1]
-    shown = [line for line in lines if line[2] not in middle]
     header = gap_emergence.SUMMARY_HEADER
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def main_job_ledger() -> str:
+    """The ledger that `gapsim run` prints, from the stored numbers, without the seconds."""
+    rows = [row for stem in _ledger.MAIN_JOB for row in _stored_rows(stem)]
+    lines, said = _ledger.ledger_table(rows).splitlines(), sum(map(_ledger.needs_reason, rows))
+    table = [re.sub(r" +\S+$", "", line) for line in lines[: len(rows) + 1]]
+    return "```text\n" + "\n".join(table) + "\n```\n\n```text\n" + _wrapped(lines[-said:]) + "\n```"
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two tables say the same: the same words and lines, and numbers that differ by what another machine may.
+
+    A number with its error, 1.45±0.19, is compared within that error (the larger one), and errors within a factor 2; in
+    the same line, a number without one is compared within the last error before it. Lines of a ledger, which print no
+    errors but verdicts, are compared by their words.
+    """
+    lines, others = one.splitlines(), other.splitlines()
+    return len(lines) == len(others) and all(map(_lines_agree, lines, others))
+
+
+def _lines_agree(one: str, other: str) -> bool:
+    if re.sub(r"[ -]+", " ", NUMBER.sub("#", one)) != re.sub(r"[ -]+", " ", NUMBER.sub("#", other)):
+        return False
+    error = None
+    for left, right in zip(NUMBER.finditer(one), NUMBER.finditer(other), strict=True):
+        values, errors = zip(
+            *[(float(m[1].replace(",", "")), m[2] and float(m[2])) for m in (left, right)], strict=True
+        )
+        if (errors[0] is None) != (errors[1] is None):
+            return False
+        if errors[0] is not None:
+            error = max(errors)
+            if min(errors) < 0.5 * error - 0.0011:
+                return False
+        elif error is None and one.startswith("|") and values[0] != values[1]:
+            return False  # a setting, not a measurement
+        if error is not None and abs(values[0] - values[1]) > error:
+            return False
+    return True
 
 
 def count_of_verdicts(name: str) -> str:
@@ -290,7 +330,11 @@ def reasons() -> str:
     lines = []
     for name, verdict in (("C5", "holds if"), ("P11", "refuted")):
         lines += [_ledger.reason(row) for row in _stored_rows(name) if row["verdict"] == verdict][:1]
-    return "```text\n" + "\n\n".join(textwrap.fill(line, 112) for line in lines) + "\n```"
+    return "```text\n" + _wrapped(lines) + "\n```"
+
+
+def _wrapped(lines: list[str]) -> str:
+    return "\n\n".join(textwrap.fill(line, 112) for line in lines)
 
 
 def ledger_excerpt() -> str:

@@ -98,7 +98,14 @@ def redraw(name: str, folder: Path, out: Path | None = None) -> list[Path]:
     from simulator.store import load_dataset
 
     module, stem = source(name)
-    return save_figure(module.draw, load_dataset(folder / f"{stem}.nc"), (out or folder) / name)
+    path = folder / f"{stem}.nc"
+    try:
+        data = load_dataset(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; name the folder that holds it with --results") from error
+    except Exception as error:  # whatever is wrong with a file
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
+    return save_figure(module.draw, data, (out or folder) / name)
 
 
 def save_figure(draw, dataset, path: Path) -> list[Path]:

@@ -14,6 +14,8 @@ import numpy as np
 
 import experiments
 
+MAIN_JOB = ("gap_emergence", "robustness_monotone", "clean_invariance")  # the claims that `gapsim run` judges
+
 
 def stems() -> list[str]:
     """Names of all experiments, in order of their claims' ids."""

@@ -288,7 +288,7 @@ def quantisation(config: Config, folder: Path | str) -> dict:
     )  # fmt: skip
 
 
-def main(folder: str, out: str = "figures"):
+def main(folder: str, out: str = "results"):
     """Measure, store and draw."""
     from experiments._figures import save_figure
     from experiments._real_page import draw, table

@@ -232,13 +232,15 @@ def summary(data) -> list[list[str]]:
 
                 z = np.abs(here.measured_robustness - here.predicted_robustness) / here.standard_error
                 verdict = "agrees" if float(z.max()) <= 4.5 else f"off by {float(z.max()):.1f} SE"
+                robustness = [
+                    text for i in (0, 1)
+                    for text in (spread(here.measured_robustness.isel(alpha=i)),
+                                 f"{float(here.predicted_robustness.isel(alpha=i).mean()):.3f}")
+                ]  # fmt: skip
                 lines.append([
                     str(source), f"{temperature:g}", f"{np.degrees(angle):.0f}°",
                     spread(final.gap_norm), spread(0.5 * (final.defect_ratio_x + final.defect_ratio_y)),
-                    spread(final.clean_accuracy.isel(alpha=0)),
-                    *(f"{float(here[name].isel(alpha=i).mean()):.3f}" for i in (0, 1)
-                      for name in ("measured_robustness", "predicted_robustness")),
-                    verdict,
+                    spread(final.clean_accuracy.isel(alpha=0)), *robustness, verdict,
                 ])  # fmt: skip
     return lines
 

@@ -280,12 +280,8 @@ def _mix(matrices: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=1)
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Left halves [1797, 32], right halves [1797, 32] in [0, 1], and digits [1797]."""
-    try:
-        from sklearn.datasets import load_digits as load
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the digits come with scikit-learn: pip install 'modality-gap-simulator[data]'"
-        ) from error
+    from sklearn.datasets import load_digits as load
+
     images, labels = load(return_X_y=True)
     images = images.reshape(-1, 8, 8) / 16.0
     return images[:, :, :4].reshape(-1, 32), images[:, :, 4:].reshape(-1, 32), labels

@@ -1,5 +1,6 @@
 """The command `gapsim`, run as a user runs it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from simulator.store import load_dataset, save_dataset
 
 
 @pytest.fixture
@@ -152,6 +154,88 @@ def test_a_reader_that_stops_early_is_no_error(command):
     )
     assert closed.stderr == ""
     assert {done.returncode, closed.returncode} <= {0, 141}
+
+
+STORED = Path(__file__).parents[1] / "figures"
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A current folder with published results, as in a clone, and a listing of what lies in it."""
+    (tmp_path / "figures").mkdir()
+    shutil.copy(STORED / "clean_invariance.nc", tmp_path / "figures")
+    monkeypatch.chdir(tmp_path)
+    return lambda: {str(p.relative_to(tmp_path)): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("figures C5", "results"), ("figures", "results"), ("report", "results"), ("report --results figures", "results"),
+        ("figures C5 --out figures", "figures"), ("report --out other", "other"),
+    ],
+)  # fmt: skip
+def test_published_figures_change_only_where_that_is_said(clone, words, folder):
+    before = clone()
+    assert main(words.split()) == 0
+    new = {name for name in clone() if name not in before}
+    assert new and {Path(name).parts[0] for name in new} == {folder}
+    assert {name: time for name, time in clone().items() if name in before} == before
+
+
+def test_what_a_run_has_left_is_drawn_rather_than_what_is_published(clone, capsys):
+    data = load_dataset(Path("figures") / "clean_invariance.nc")
+    save_dataset(data, Path("results") / "clean_invariance.nc")
+    Path("figures/clean_invariance.nc").write_bytes(b"not to be read")
+    assert main(["figures", "C5"]) == main(["report"]) == 0
+    for words in ("figures C5 --results figures", "figures C1"):  # damaged; not there
+        assert main(words.split()) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_main_job_writes_to_results_and_ends_with_its_verdict(clone, good, monkeypatch, capsys):
+    """With stored measurements in place of the training; a claim whose control is not rejected is named."""
+    from experiments import _ledger, _report
+
+    asked = []
+
+    def measured(stem, *, quick, out, config, progress=True):
+        asked.append((stem, quick, out, config.data))
+        data = load_dataset(STORED / f"{stem}.nc")
+        save_dataset(data, out / f"{stem}.nc")
+        return data, 1.0
+
+    judge = _ledger.judge
+    monkeypatch.setattr(_ledger, "run", measured)
+    monkeypatch.setattr(_report, "build", lambda results, out: out / "index.html")
+    if not good:
+        monkeypatch.setattr(
+            _ledger, "judge", lambda *a: [r | dict(control_rejected=r["stem"] != "clean_invariance") for r in judge(*a)]
+        )
+    before = clone()
+    assert main(["run"]) == (0 if good else 1)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == (
+        "every verdict is as expected and every control is rejected" if good else "NOT as expected: C5 clean_invariance"
+    )
+    assert asked == [(stem, False, Path("results"), "both") for stem in _ledger.MAIN_JOB]
+    assert {name: time for name, time in clone().items() if name.startswith("figures")} == before
+
+
+def test_a_quick_main_job_has_small_settings(monkeypatch, clone):
+    from experiments import _ledger
+
+    asked = []
+
+    def measured(stem, *, quick, out, config, progress=True):
+        asked.append((_ledger.load(stem).QUICK, config))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(_ledger, "run", measured)
+    assert main(["run", "--quick"]) == main(["run", "--quick", "--data", "digits"]) == 2
+    assert asked[0][0] == asked[0][1]
+    assert asked[1][1] == dataclasses.replace(asked[1][0], data="digits")
 
 
 @pytest.mark.parametrize("quick", [True, False])

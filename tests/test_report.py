@@ -186,13 +186,13 @@ def test_no_results_or_nowhere_to_write(tmp_path, capsys):
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_run_ends_by_naming_the_page_to_open(tmp_path, monkeypatch, capsys):
+def test_run_names_the_page_to_open(tmp_path, monkeypatch, capsys):
     for stem in ("gap_emergence", "robustness_monotone", "clean_invariance"):
         shutil.copy(FIGURES / f"{stem}.nc", tmp_path)
     monkeypatch.setattr("experiments.__main__._use_all_cores", lambda: None)
     monkeypatch.setattr(_ledger, "run", lambda stem, **_: (_stored(stem), 0.0))
     assert main(["run", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"open {tmp_path / 'index.html'}"
+    assert capsys.readouterr().out.splitlines()[-2] == f"open {tmp_path / 'index.html'}"
     assert faults((tmp_path / "index.html").read_text(encoding="utf-8")) == []
 
 

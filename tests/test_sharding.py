@@ -99,6 +99,44 @@ json.dump(result, open(output, "w"))
 """
 
 
+GRADIENTS = """
+import functools, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from simulator.losses import info_nce, normalize_rows, sharded_info_nce
+from simulator.partition import ring_partition
+
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+
+def partition_alone(x, y):  # the loss without its alignment
+    return ring_partition(normalize_rows(x) / 0.2, normalize_rows(y), axis_name="batch", block_size=None)
+
+def gradients(loss):
+    local = jax.grad(loss, (0, 1))
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"), check_vma=False))(x, y)
+
+x, y = np.random.default_rng(0).normal(size=(2, 6, 3))
+sharded = functools.partial(sharded_info_nce, temperature=0.2, axis_name="batch")
+right = jax.grad(functools.partial(info_nce, temperature=0.2), (0, 1))(x, y)
+errors = [max(float(np.abs(f - r).max()) for f, r in zip(gradients(l), right)) for l in (sharded, partition_alone)]
+print(*errors, max(float(np.abs(r).max()) for r in right))
+"""
+
+
+def test_the_gradient_on_two_devices_is_that_of_the_whole_batch():
+    """With both of its parts: alignment and partition."""
+    done = subprocess.run(
+        [sys.executable, "-c", GRADIENTS], capture_output=True, text=True, env=os.environ, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    error, without_alignment, size = map(float, done.stdout.split())
+    assert error < 1e-12 * size
+    assert without_alignment > 0.1 * size  # control
+
+
 def run(tmp_path, processes: int) -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
