@@ -98,8 +98,9 @@ def definition(code: types.CodeType) -> tuple[str, ast.AST] | str:
     """(digest, syntax tree) of the definition of a function, or why there is none."""
     linecache.checkcache(code.co_filename)
     text = "".join(linecache.getlines(code.co_filename))
+    without = "which has no source (typed at a prompt, or made by exec); write it in a file"
     if not text:
-        return "which has no source (typed at a prompt, or made by exec); write it in a file"
+        return without
     inherited = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
     tree, compiled = _parsed(text, code.co_filename, code.co_flags & inherited)
     nodes: list[Any] = [node for node in ast.walk(tree) if _may_define(node, code)] if code in compiled else []
@@ -107,8 +108,14 @@ def definition(code: types.CodeType) -> tuple[str, ast.AST] | str:
         places = [p for p in code.co_positions() if None not in p and (p[0], p[2]) != (p[1], p[3])]
         nodes = [node for node in nodes if places and all(_holds(node.body, place) for place in places)]
         nodes = [node for node in nodes if not any(_holds(node.body, _span(other)) for other in nodes)]
-    if len(nodes) != 1:
-        return f"whose source in {code.co_filename} is no longer what was loaded; start Python again"
+    if (
+        len(nodes) != 1
+    ):  # all that exec makes is of the file <string>, and so may be a program given on the command line
+        return (
+            without
+            if code.co_filename.startswith("<")
+            else f"whose source in {code.co_filename} is no longer what was loaded; start Python again"
+        )
     return hashlib.sha256(repr(_normal(nodes[0])).encode()).hexdigest()[:16], nodes[0]
 
 
