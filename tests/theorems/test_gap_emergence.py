@@ -1,7 +1,11 @@
 """C1; the negative control of each row is judged in check_claim."""
 
+from pathlib import Path
+
 import pytest
 
+from experiments import gap_emergence
+from simulator.store import load_dataset
 from tests.theorems.common import check_claim, quick_measurement
 
 
@@ -18,3 +22,24 @@ def test_both_outcomes_show_with_eight_seeds():
     assert float(cold.gap_norm.min()) > 0.5 > 0.1 > float(hot.gap_norm.max())
     assert float(cold.defect_ratio_x.mean()) < 0.1
     assert float(cold.separability.min()) > 0.99
+
+
+def test_every_data_set_is_judged_by_the_same_limits():
+    """Digits that were not separable, or did not close, would refute; those that do not compress show the condition."""
+    data = load_dataset(Path(__file__).parents[2] / "figures" / "gap_emergence.nc")
+    rows = gap_emergence.judge(data)
+    assert [row.verdict() for row in rows] == list(gap_emergence.CLAIM.expected)
+    for number, name in ((0, "separability"), (3, "variance_along_gap_x"), (5, "gap_norm")):
+        spoilt = data.copy(deep=True)
+        here = dict(data="digits", step=data.step[-1] if name == "gap_norm" else slice(1, None))
+        spoilt[name].loc[here] = 0.5 if name == "separability" else 10.0
+        assert gap_emergence.judge(spoilt)[number].verdict() == "refuted", name
+    # At the small temperature alone: neither row's condition would show without digits.
+    for number in (1, 2):
+        assert not rows[number].outside.passes()
+        assert "digits" in rows[number].effect
+        assert "digits" in rows[number].condition
+    cold = data.sel(temperature=data.temperature[:1])
+    for number in (1, 2):
+        assert gap_emergence.judge(cold)[number].verdict() == "holds if"
+        assert gap_emergence.judge(cold.sel(data=["synthetic"]))[number].verdict() == "holds"
