@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from experiments._own_embeddings import Close, Diagnose, run_close, run_diagnose, write_json
+from experiments import _terminal
+from experiments._own_embeddings import Close, Diagnose, require_device, run_close, run_diagnose, write_json
 
-RESULTS, SHIPPED = (
-    Path("results"),
-    Path("figures"),
-)  # where commands write, and what is published: written only by --out
+RESULTS, SHIPPED = Path("results"), Path("figures")  # where commands write; what is published, written only by --out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +146,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; quiet when whoever reads the output, `head` for one, has read enough."""
-    try:
-        try:
-            return _main(arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at exit
-        return 128 + 13  # as a shell names a process that a closed pipe ended
+    """Run a command on whatever terminal there is."""
+    return _terminal.printing(lambda: _main(arguments))
 
 
 def _main(arguments: list[str] | None) -> int:
@@ -173,8 +164,7 @@ def _main(arguments: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"gapsim: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _terminal.say_error(error)
 
 
 def _gather_changes(arguments: list[str]) -> list[str]:
@@ -196,6 +186,7 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
     anything in this process. only_sweeps: no device ever helps another with its matrix products. least: devices,
     also on fewer cores."""
     import contextlib
+    import tempfile
 
     import jax
 
@@ -209,14 +200,22 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
     with contextlib.suppress(RuntimeError):  # JAX is in use already: keep the devices it has
         jax.config.update("jax_num_cpu_devices", max(least, cores or 1))
     if not jax.config.jax_compilation_cache_dir:  # ty: ignore[missing-attribute]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        with contextlib.suppress(OSError):  # a home that cannot be written: programs are compiled again
+            folder = cache_folder() / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    require_device()
 
 
 def _run(command: Run) -> int:
     _use_all_cores()
-    from experiments import _ledger, _report, gap_emergence
+    from experiments import _figures, _ledger, _report, gap_emergence
+    from simulator.files import require_outputs
 
+    require_outputs([command.out / _report.PAGE, *_figures.files(command.out, _ledger.MAIN_JOB, _ledger.MAIN_JOB)])
     rows = []
     for stem in _ledger.MAIN_JOB:
         module = _ledger.load(stem)
@@ -245,15 +244,17 @@ def _conclude(rows: list[dict[str, Any]]) -> int:
 
 def _verify(command: Verify) -> int:
     _use_all_cores()
-    from experiments import _ledger
+    from experiments import _figures, _ledger
+    from simulator.files import require_outputs
 
-    rows = []
-    for stem in _ledger.find(command.claims):
+    rows, stems = [], _ledger.find(command.claims)
+    require_outputs([command.json, *_figures.files(command.out, stems, stems)])
+    for stem in stems:
         data, seconds = _ledger.run(stem, quick=command.quick, out=command.out)
         rows += _ledger.judge(stem, data, seconds)
-    print(_ledger.ledger_table(rows))
     if command.json is not None:
         write_json(command.json, rows)
+    print(_ledger.ledger_table(rows))
     return _conclude(rows)
 
 
@@ -271,12 +272,15 @@ def _stored() -> Path:
 
 
 def _figures(command: Figures) -> int:
+    require_device()
     from experiments import _disputes, _figures, _story
+    from simulator.files import require_outputs
 
     results, out = command.results or command.out or _stored(), command.out or RESULTS
     found = _figures.find(command.claims, results)
     if not found:
         raise ValueError(f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
+    require_outputs(_figures.files(out, [], found), results.glob("*.nc"))
     for name in found:
         for path in _figures.redraw(name, results, out):
             print(path)
@@ -287,6 +291,7 @@ def _figures(command: Figures) -> int:
 
 
 def _report(command: Report) -> int:
+    require_device()
     from experiments import _report
 
     print(f"open {_report.build(command.results or _stored(), command.out).resolve()}")
@@ -348,14 +353,18 @@ def _submit(command: Sweep) -> int:
 
 
 def _bench(command: Bench) -> int:
-    from experiments import _bench, _bench_run
+    from experiments import _bench, _bench_run, _figures
+    from simulator.files import require_outputs
 
+    out = None if command.quick else command.out  # the figures need every point
+    require_outputs([command.json, *_figures.files(out, ["performance"], ["performance", "cost_model"])])
+    require_device()
     data = _bench_run.run(quick=command.quick, rounds=command.rounds)
-    print(_bench.render(data))
     if command.json is not None:
         write_json(command.json, _bench.rows(data))
-    if command.out is not None and not command.quick:  # the figures need every point
-        _bench.store(data, command.out)
+    if out is not None:
+        _bench.store(data, out)
+    print(_bench.render(data))
     return 0
 
 

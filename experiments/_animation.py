@@ -150,7 +150,7 @@ def animate(data, path: Path | str, *, seconds: float = 10.0, dpi: int = 100) ->
     import matplotlib.pyplot as plt
     from matplotlib.animation import PillowWriter
 
-    from simulator.store import whole_file
+    from simulator.files import whole_file
 
     steps, temperatures = data.step.values, data.temperature.values
     with plt.style.context(_figures.STYLE):

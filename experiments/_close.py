@@ -13,9 +13,9 @@ import simulator as sim
 from experiments._diagnose import TILE, Modality, repeats, require_match
 from simulator.certificate import Certificate, QuantizationEffect, cosine_warning, quantization_effects
 from simulator.embeddings import Embeddings
+from simulator.files import whole_file
 from simulator.postprocess import ALPHA_WORDS, SHIFTS, Centre, Rule
 from simulator.precision import equal_rows
-from simulator.store import whole_file
 from simulator.validation import require_integer
 
 LARGEST_GALLERY = 1 << 28  # values of a gallery that is held in memory: 2 GiB

@@ -194,7 +194,8 @@ def _spread(x: Modality, y: Modality, about_x, about_y, shift: np.ndarray) -> tu
     values["complement_share"] = squared / gap_norm**2 if is_gap else None
     values["separability"] = streaming.separability(about_x, about_y, along_x[:, 2:], along_y[:, 2:])
     curves: dict[str, Any] = {}
-    with jax.enable_x64(True):
+    # NaN is what is not defined, also for those who debug with JAX_DEBUG_NANS.
+    with jax.enable_x64(True), jax.debug_nans(False), jax.debug_infs(False):
         for name, about, other, along in (("x", about_x, about_y, along_x), ("y", about_y, about_x, along_y)):
             axes = geometry.principal_axes(about.covariance)
             spread: dict[str, Any] = geometry.spread_measures(

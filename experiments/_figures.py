@@ -8,6 +8,7 @@ two columns from a dataset, gives each series its colour together with its marke
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,12 @@ def find(names: tuple[str, ...], folder: Path) -> list[str]:
     return found if names else [name for name in found if (folder / f"{OTHERS.get(name, (0, name))[1]}.nc").exists()]
 
 
+def files(out: Path | None, results: Iterable[str], figures: Iterable[str]) -> list[Path]:
+    """The files of a folder that receive results and figures; none without a folder."""
+    names = [f"{stem}.nc" for stem in results] + [f"{name}.{kind}" for name in figures for kind in ("pdf", "png")]
+    return [] if out is None else [out / name for name in names]
+
+
 def redraw(name: str, folder: Path, out: Path | None = None) -> list[Path]:
     """Draw the stored numbers of a figure again, into the same folder or another; returns the two paths."""
     from simulator.store import load_dataset
@@ -115,7 +122,7 @@ def save_figure(draw, dataset, path: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from simulator.store import whole_file
+    from simulator.files import whole_file
 
     with plt.style.context(STYLE):
         figure = draw(dataset)

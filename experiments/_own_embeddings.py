@@ -82,8 +82,10 @@ class Close:
 
 
 def run_diagnose(command: Diagnose) -> int:
-    """Measure, print, write."""
+    """Measure, write, print."""
     from experiments import _diagnose, _page
+
+    require_device()
 
     if command.page is not None and command.page.suffix != ".pdf":
         raise ValueError(f"--page is {command.page}; name a file that ends in .pdf (a .png appears beside it)")
@@ -92,52 +94,67 @@ def run_diagnose(command: Diagnose) -> int:
         command.gallery, command.queries, paired=command.paired, labels=command.labels, normalize=command.normalize,
         temperature=command.temperature, sigma=command.sigma, subset=command.subset, seed=command.seed, progress=True,
     )  # fmt: skip
-    for words in result["warnings"]:
-        print(f"gapsim: warning: {words}", file=sys.stderr)
-    print(_page.render(result))
     if command.json is not None:
         write_json(command.json, result)
     if command.page is not None:
         from experiments._figures import save_figure
 
         save_figure(_page.draw, result, command.page.with_suffix(""))
+    _say(result["warnings"], _page.render(result))
     return 0
 
 
 def run_close(command: Close) -> int:
-    """Close, print the certificate, write."""
+    """Close, write, print the certificate."""
     from experiments import _close
 
     _require_outputs(command, command.out, command.json)
     options = {f.name: getattr(command, f.name) for f in dataclasses.fields(command) if f.name != "json"}
     result = _close.close(**options, progress=True)
-    for words in result["warnings"]:
-        print(f"gapsim: warning: {words}", file=sys.stderr)
-    print(_close.render(result))
     if command.json is not None:
         write_json(command.json, result)
+    _say(result["warnings"], _close.render(result))
     return 0
+
+
+def _say(warnings: list[str], words: str):
+    """Last, when all is written: a terminal or a pipe that fails loses nothing."""
+    for warning in warnings:
+        print(f"gapsim: warning: {warning}", file=sys.stderr)
+    print(words)
 
 
 def _require_outputs(command: Diagnose | Close, *paths: Path | None):
     """Every output can be written, none is an input, no two are one file."""
-    from simulator.store import require_writable
+    from simulator.files import require_outputs
 
-    inputs = [str(path) for path in (command.gallery, command.queries)]
+    given = [command.gallery, command.queries, getattr(command, "labels", None)]
+    inputs = [str(path) for path in given if path is not None]
     inputs += [path.rpartition(":")[0] for path in inputs]  # FILE:NAME
-    given = [path for path in map(Path, filter(None, inputs)) if path.exists()]
-    wanted = [path for path in paths if path is not None]
-    for number, path in enumerate(wanted):
-        if path.exists() and any(path.samefile(each) for each in given):
-            raise ValueError(f"{path} is an input; name another file for the output")
-        if path.absolute() in [each.absolute() for each in wanted[:number]]:
-            raise ValueError(f"{path} is named for two outputs; name another file for one of them")
-        require_writable(path)
+    require_outputs(paths, map(Path, filter(None, inputs)))
+
+
+def require_device() -> None:
+    """Raise ValueError where JAX has nothing to compute on, before the work."""
+    import jax
+
+    try:
+        jax.devices()
+    except (
+        Exception
+    ) as error:  # of several kinds: `cuda` without its plugin is a bare AssertionError in JAX 0.10 to 0.12
+        reason = str(error) or "the plugin of that platform is not installed"
+        wanted = jax.config.jax_platforms  # ty: ignore[missing-attribute]
+        raise ValueError(
+            f"JAX finds no device {wanted!r} here ({reason}); set JAX_PLATFORMS to cpu, or leave it empty"
+        ) from error
 
 
 def write_json(path: Path, value) -> None:
-    """The file appears whole or not at all."""
-    from simulator.store import whole_file
+    """The file appears whole or not at all, in UTF-8 on any machine."""
+    from simulator.files import whole_file
 
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        # A file name that is no UTF-8 holds lone surrogates; written out like this they are JSON's own escapes.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -167,7 +167,10 @@ def draw(result: dict[str, Any]):
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=PAGE)
-    write = lambda x, y, words, **style: figure.text(x / PAGE[0], y / PAGE[1], words, va="top", **style)  # noqa: E731
+    # Names of files are text: a "$" in them starts no formula.
+    write = lambda x, y, words, **style: figure.text(  # noqa: E731
+        x / PAGE[0], y / PAGE[1], words, va="top", parse_math=False, **style
+    )
     top = PAGE[1] - 0.45
     write(_LEFT, top, "Modality gap", size=8, weight="bold")
     options = ["rows scaled to unit length"] * result["normalized"] + ["row i pairs with row i"] * result["paired"]

@@ -46,9 +46,9 @@ def build(results: Path, out: Path) -> Path:
         ValueError: no result is stored, or one cannot be read, judged or drawn; says how to make it again.
         OSError: `out` cannot be written.
     """
-    from simulator.store import require_writable, whole_file
+    from simulator.files import require_outputs, whole_file
 
-    require_writable(out / PAGE)
+    require_outputs([out / PAGE], results.glob("*.nc"))
     stems = _ledger.stems()
     if not any((results / f"{stem}.nc").exists() for stem in stems):
         raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from simulator.store import whole_file
+from simulator.files import whole_file
 
 Value = bool | int | str
 
@@ -69,7 +69,7 @@ def known_flags(*flags: str, memory: Path) -> list[str]:
     name = f"jaxlib {jaxlib.__version__}"
     try:
         remembered: Any = json.loads(memory.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         remembered = None
     answers = remembered if isinstance(remembered, dict) else {}
     known = answers.get(name)

@@ -171,12 +171,7 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
       seconds_per_replica: replicas per block -> measured seconds per replica; None only looks the answer up.
     """
     path = cache_folder() / "block_sizes.json"
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = None
-    if not isinstance(known, dict):
-        known = {}
+    known = _block_sizes(path)
     if identity in known or seconds_per_replica is None:
         return known.get(identity)
     best, least = CANDIDATES[0], float("inf")
@@ -186,11 +181,21 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
             best, least = candidate, seconds
         elif seconds > 1.2 * least:
             break
-    from simulator.store import whole_file
+    from simulator.files import whole_file
 
     with contextlib.suppress(OSError), whole_file(path) as draft:  # a home that is read-only: it is measured again
         draft.write_text(json.dumps(known | {identity: best}, indent=1) + "\n")
     return best
+
+
+def _block_sizes(path: Path) -> dict[str, int]:
+    """What was measured before; of a damaged file, what can be an answer."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found = known.items() if isinstance(known, dict) else ()
+    return {name: size for name, size in found if type(size) is int and size in CANDIDATES}
 
 
 def release_programs(*, share: float = 0.5) -> None:
@@ -209,8 +214,12 @@ def release_programs(*, share: float = 0.5) -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled programs and measured block sizes are kept: $XDG_CACHE_HOME/gapsim, or ~/.cache/gapsim."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapsim"
+    """Where compiled programs and what was measured are kept: $XDG_CACHE_HOME/gapsim, or ~/.cache/gapsim. For a user
+    without a home a place where every access is an OSError, as in a home that cannot be written: nothing is kept."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapsim"
+    except RuntimeError:  # a uid without an entry in passwd, and no HOME
+        return Path(os.devnull) / "gapsim"
 
 
 def median_seconds(run: Callable[[], Any], *, least: float = 0.3) -> float:

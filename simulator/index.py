@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.store import whole_file
+from simulator.files import whole_file
 from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import margin_robustness
 from simulator.validation import require_number, require_one_of, require_rows

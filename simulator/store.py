@@ -10,12 +10,13 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from simulator.files import whole_file
 
 
 def provenance() -> dict[str, str]:
@@ -53,35 +54,6 @@ def _commit() -> str:
         return run("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-@contextlib.contextmanager
-def whole_file(path: Path | str) -> Generator[Path, None, None]:
-    """A draft beside `path` that takes its place when the block ends without an error: whoever reads `path` finds the
-    old file or all of the new one, also after a kill. Missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def require_writable(path: Path | str):
-    """Raise OSError unless a file can be written at `path`, so that a long computation does not end on a wrong name."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror}); name a file in a folder that you can write to"
-        ) from error
 
 
 def save_dataset(dataset: Any, path: Path) -> Path:
