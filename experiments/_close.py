@@ -67,7 +67,7 @@ def close(
     certificate = closer.certificate(rows, lambda: blocks("queries: certificate"))
     result = dataclasses.asdict(certificate) | dict(out=str(out), normalized=normalize, curve=None, quantization=None)
     repeated = len(rows) - len(np.unique(rows, axis=0))
-    result["warnings"] = repeats(str(x.file), repeated, equal_rows(rows, x.roundoff))
+    result["warnings"] = repeats(str(x.file), len(rows), repeated, equal_rows(rows, x.roundoff))
     if certificate.cosine_differs:
         result["warnings"].append(cosine_warning(certificate.cosine_differs, certificate.num_queries))
     if closer.curve_ is not None:

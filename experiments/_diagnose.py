@@ -117,7 +117,7 @@ def diagnose(
     if paired:
         means = streaming.pair_means(x("pairs"), y())
         result |= dict(alignment=means.squared_distance, rmg=streaming.relative_gap(about_x, about_y, means.cosine))
-    same_x, same_y = about_x.copies(), about_y.copies()
+    same_x, same_y = about_x.copies(), about_y.copies() if paired else None
     is_small = float(len(x.file)) * len(y.file) * x.file.shape[1] <= LARGEST_PRODUCT
     _decisions(result, sampled, x, y, truth, (chosen_x, some_x), (chosen_y, some_y), same_x, same_y, is_small)
     if temperature is not None:
@@ -127,7 +127,7 @@ def diagnose(
         curves |= _robustness(result, sampled, x, some_y[asked], len(y.file), shift, same_x, sigma)
 
     result = dict.fromkeys(NOT_ALWAYS) | {name: _plain(value) for name, value in result.items()}
-    result |= dict(sampled=sampled, warnings=_warnings(result, (about_x, same_x), (about_y, same_y)))
+    result |= dict(sampled=sampled, warnings=_warnings(result, about_x, about_y, same_x, same_y))
     return result | dict(summary=_page.summary(result), curves=curves)
 
 
@@ -293,14 +293,17 @@ def _robustness(result, sampled, x: Modality, asked, total: int, shift, same, si
     from tqdm import tqdm
 
     gallery = np.concatenate(list(x()))
-    by_alpha = {}
+    by_alpha, num_copies = {}, np.bincount(same)[same]
     for name, alpha in (("open", 0.0), ("closed", 1.0)):
         if alpha and not shift.any():
             by_alpha[name] = by_alpha["open"]
             continue
         rows, words = gallery + alpha * shift[None, :], f"exact robustness at α = {alpha:g}"
         bar = tqdm(asked, desc=words, unit="query", disable=not x.progress, **_BAR)
-        by_alpha[name] = np.array([sim.exact_robustness(rows, query[None, :], sigma=sigma)[0] for query in bar])
+        kept = np.array([sim.exact_robustness(rows, query[None, :], sigma=sigma)[0] for query in bar])
+        # Copies are one answer, and each of them is the nearest with the same probability.
+        nearest = streaming.best_matches(lambda r=rows: iter([r]), iter([asked]), "sqeuclidean")[0]
+        by_alpha[name] = np.minimum(kept * num_copies[nearest], 1.0)
     for name, values in (by_alpha | dict(gain=by_alpha["closed"] - by_alpha["open"])).items():
         estimate = streaming.mean_and_error(values, total)
         _estimate(result, sampled, f"robustness_{name}", *estimate, rows=len(values), total=total)
@@ -322,18 +325,18 @@ def _plain(value):
     return float(value) if np.isfinite(float(value)) else None
 
 
-def repeats(name: str, repeated: int, copies: np.ndarray) -> list[str]:
-    """A sentence about rows that repeat an earlier row, bit by bit or up to rounding; none if there are none."""
-    count = len(copies) - len(np.unique(copies))
+def repeats(name: str, num_rows: int, repeated: int, copies: np.ndarray | None) -> list[str]:
+    """A sentence about rows that repeat an earlier row, bit by bit or (by their copies) up to rounding; none without."""
+    count = repeated if copies is None else num_rows - len(np.unique(copies))
     if not count:
         return []
     near = f" ({count - repeated:,} of them only up to rounding)" if count > repeated else ""
-    return [f"{name}: {count:,} of {len(copies):,} rows repeat an earlier row{near}; equal rows count as one answer"]
+    return [f"{name}: {count:,} of {num_rows:,} rows repeat an earlier row{near}; equal rows count as one answer"]
 
 
-def _warnings(result, x: tuple[streaming.Moments, np.ndarray], y: tuple[streaming.Moments, np.ndarray]) -> list[str]:
-    (about_x, same_x), (about_y, same_y) = x, y
-    found = repeats(result["gallery"], about_x.repeated, same_x) + repeats(result["queries"], about_y.repeated, same_y)
+def _warnings(result, about_x, about_y, same_x, same_y) -> list[str]:
+    found = repeats(result["gallery"], about_x.count, about_x.repeated, same_x)
+    found += repeats(result["queries"], about_y.count, about_y.repeated, same_y)
     shortest, longest = min(about_x.shortest, about_y.shortest), max(about_x.longest, about_y.longest)
     if shortest < 0.99 * longest:
         found.append(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.files import whole_file
+from simulator.precision import equal_rows
 from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import margin_robustness
 from simulator.validation import require_number, require_one_of, require_rows
@@ -117,6 +118,9 @@ class Index:
     def robustness(self, queries: Any, *, sigma: float) -> np.ndarray:
         """Exact probability that each query keeps its answer under N(0, σ²) noise on every coordinate of `rows`, [n].
 
+        Rows that are copies (`precision.equal_rows`) are one answer: with independent noise each of the c copies of the
+        answer is the best row with the same probability p, so one of them is with probability c p.
+
         Args:
           queries: [n, d].
           sigma: standard deviation per coordinate, > 0.
@@ -127,9 +131,12 @@ class Index:
         require_number("sigma", sigma, above=0.0)
         mapped = self.map_queries(queries)
         if self.scoring == "sqeuclidean":
-            return exact_robustness(self.rows, mapped, sigma=sigma, bias=self.bias if self.bias.any() else None)
-        noise = sigma * np.linalg.norm(mapped, axis=1)
-        return margin_robustness(self.scores(queries), np.maximum(noise, 1e-150))
+            kept = exact_robustness(self.rows, mapped, sigma=sigma, bias=self.bias if self.bias.any() else None)
+        else:
+            noise = sigma * np.linalg.norm(mapped, axis=1)
+            kept = margin_robustness(self.scores(queries), np.maximum(noise, 1e-150))
+        copies = equal_rows(self.rows)
+        return np.minimum(kept * np.bincount(copies)[copies[self.search(queries)]], 1.0)
 
     def inner_product(self) -> InnerProduct:
         """The same decisions as plain inner products of D + 1 numbers.

@@ -23,7 +23,6 @@ from simulator.certificate import (
 )
 from simulator.directions import along_axes, complement, leading_axes
 from simulator.index import Index
-from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import optimal_centre, optimal_metric, second_moment, shrunk_moment
 from simulator.validation import require_integer, require_number, require_one_of, require_rows, require_same_width
 
@@ -315,7 +314,7 @@ class GapCloser:
         exact = dict(robustness=None, robustness_closed=None, gain_error=None, robustness_queries=0, gaining=None)
         if sigma is not None:
             some = streaming.random_rows(source, counts["num_queries"], ROBUSTNESS_QUERIES)
-            before = exact_robustness(gallery, some, sigma=sigma)
+            before = Index(gallery, np.zeros(len(gallery)), 0 * mean, "sqeuclidean").robustness(some, sigma=sigma)
             after = index.robustness(some, sigma=sigma)
             exact = dict(
                 robustness=float(before.mean()), robustness_closed=float(after.mean()), robustness_queries=len(some),

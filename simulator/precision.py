@@ -117,8 +117,8 @@ def copies(sketches: np.ndarray, dimensions: int, roundoff: float) -> np.ndarray
     centre = np.median(sketches, axis=0)
     length, spread = (np.median(np.linalg.norm(a, axis=1)) for a in (sketches, sketches - centre[None, :]))
     step = 2 * roundoff * length + 4 * dimensions**0.5 * ROUNDOFF["float32"] * spread
-    # Rows in one small cell are one point of the tree, so that many copies are not many pairs.
-    cells = np.floor((sketches - centre[None, :]) * (SKETCH_WIDTH**0.5 / step)) if step > 1e-100 else sketches
+    # Rows in one cell (at most 2.8 steps apart) are one point of the tree, so that many copies are not many pairs.
+    cells = np.floor((sketches - centre[None, :]) / step) if step > 1e-100 else sketches
     kept, of_row = np.unique(_hashed(cells), return_index=True, return_inverse=True)[1:]
     pairs = KDTree(sketches[kept]).query_pairs(step, output_type="ndarray")
     links = coo_matrix((np.ones(len(pairs), bool), pairs.T), shape=(len(kept), len(kept)))

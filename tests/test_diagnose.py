@@ -261,6 +261,10 @@ def test_copies_are_one_answer(tmp_path, rng, monkeypatch):
             up_to = " (80 of them only up to rounding)" if case == "near" else ""
             said = f"x.npy: 80 of 100 rows repeat an earlier row{up_to}; equal rows count as one answer"
             assert any(said in words for words in found["warnings"])
+    options = dict(sigma=0.02)
+    once, often = (_diagnose.diagnose(*save(tmp_path, x=rows, y=captions), **options) for rows in (images, near))
+    assert once["robustness_open"] > 0.9  # that of the row, not a fifth of it
+    assert abs(once["robustness_open"] - often["robustness_open"]) < 0.05
     wrong = save(tmp_path, x=np.roll(near, 5, axis=0), y=captions)  # another image's copies are no partner
     assert _diagnose.diagnose(*wrong, paired=True)["recall_at_1_yx"] == 0.0
 

@@ -119,3 +119,21 @@ def test_fields_that_do_not_fit(arrays):
             dataclasses.replace(index, **changes)
     with pytest.raises(ValueError, match="queries have 5 dimensions and the index 14"):
         index.search(queries[:, :5])
+
+
+@pytest.mark.parametrize("rule", ["compensated", "centred"])
+def test_copies_of_the_answer_keep_it(rule, rng):
+    """Rows three times, once with the noise of a second batch: as often as in draws that count by class."""
+    gallery, queries = rng.normal(size=(4, 5)), 0.7 * rng.normal(size=(6, 5)) + 0.5
+    thrice = np.concatenate([gallery, gallery + 1e-8 * rng.normal(size=gallery.shape), gallery])
+    closer = sim.GapCloser(rule).fit(thrice, queries)
+    index = closer.index(thrice, 0.5)
+    found = index.robustness(queries, sigma=0.5)
+    kept, draws = np.zeros(6), 4000
+    for _ in range(draws):
+        noisy = dataclasses.replace(index, rows=index.rows + 0.5 * rng.normal(size=thrice.shape))
+        kept += noisy.search(queries) % 4 == index.search(queries) % 4
+    np.testing.assert_allclose(found, kept / draws, atol=4 * 0.5 / draws**0.5)
+    certificate = closer.certificate(thrice, queries, 0.5, sigma=0.5)
+    assert certificate.robustness_closed == pytest.approx(found.mean())
+    assert certificate.robustness > 0.4  # not a third of it
