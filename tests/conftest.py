@@ -1,5 +1,8 @@
 """Settings of every test: 64-bit, strict broadcasting, no display, Ctrl-C heard."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import signal
 import sys
@@ -31,9 +34,27 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-@pytest.fixture(autouse=True, scope="module")
+ROOM = 1_000_000_000  # bytes that a process may keep after a test; 2 GB are for the largest test on top
+
+
+@pytest.fixture(autouse=True)
 def _room_for_programs():
+    """Compiled programs, some 20 MB each, are forgotten before they fill memory or the maps that a process is granted."""
+    yield
     release_programs()
+    if resident_bytes() > ROOM:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 @pytest.fixture
