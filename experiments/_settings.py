@@ -66,7 +66,8 @@ def _apply(settings: dict[str, Any], change: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a word without quotes
+        # Python's spelling of a truth value, or a word without quotes.
+        value = {"True": True, "False": False}.get(text.strip(), text)
     *tables, name = field.split(".") if not field.startswith("over.") else ("over", field.removeprefix("over."))
     for table in tables:
         settings = settings.setdefault(table, {})

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator.validation import is_traced, require_integer, require_number, require_one_of
+from simulator.validation import is_traced, require_boolean, require_integer, require_number, require_one_of
 
 Latent = Literal["gaussian", "sphere", "clusters"]
 Mixing = Literal["linear", "mlp"]
@@ -101,7 +101,7 @@ class LatentPairs:
         for field in ("noise", "cluster_spread", "class_imbalance", "anisotropy", "private_scale_x", "private_scale_y"):
             require_number(f"LatentPairs.{field}", getattr(self, field), least=0.0)
         require_number("LatentPairs.mismatched", self.mismatched, least=0.0, most=1.0)
-        require_one_of("LatentPairs.same_observation", self.same_observation, (False, True))
+        require_boolean("LatentPairs.same_observation", self.same_observation)
         require_one_of("LatentPairs.latent", self.latent, get_args(Latent))
         require_one_of("LatentPairs.mixing", self.mixing, get_args(Mixing))
         if self.latent == "clusters" and self.num_pairs is not None and self.num_clusters > self.num_pairs:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from simulator.validation import require_integer, require_number, require_one_of
+from simulator.validation import require_boolean, require_integer, require_number, require_one_of
 
 Activation = Literal["relu", "gelu", "tanh"]
 
@@ -34,6 +34,7 @@ class Linear:
 
     def __post_init__(self):
         require_integer("Linear.embed_dim", self.embed_dim)
+        require_boolean("Linear.bias", self.bias)
 
     def __call__(self, dim_in: int, *, rngs: nnx.Rngs, dtype: Any) -> nnx.Module:
         return _Perceptron((dim_in, self.embed_dim), "relu", True, self.bias, rngs, dtype)
@@ -62,6 +63,7 @@ class MLP:
         for field in ("width", "depth", "embed_dim"):
             require_integer(f"MLP.{field}", getattr(self, field))
         require_one_of("MLP.activation", self.activation, get_args(Activation))
+        require_boolean("MLP.bias", self.bias)
 
     def __call__(self, dim_in: int, *, rngs: nnx.Rngs, dtype: Any) -> nnx.Module:
         widths = (dim_in, *(self.width,) * self.depth, self.embed_dim)

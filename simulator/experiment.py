@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from simulator.data import Digits, LatentPairs
-from simulator.encoders import MLP, Cones, Table
+from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Sigmoid
-from simulator.validation import require_integer, require_number, require_one_of
+from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
 
 TRACED_FIELDS = (
     "data.noise",
@@ -47,7 +48,7 @@ class Experiment:
       swap_probability: chance, per pair and step, that its two embeddings change sides before the loss: x_i takes part
         as a query and y_i as a gallery row (the hard swapping of Yaras et al. 2024). Measures are taken unswapped.
       optimizer: learning rate -> optax transformation; optax.adam runs in a faster form that is equal but for rounding.
-      learning_rate: number > 0, or an optax schedule.
+      learning_rate: number > 0, or an optax schedule, >= 0 at every step.
       batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
       steps: number of optimiser steps.
       eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
@@ -74,6 +75,21 @@ class Experiment:
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self):
+        require_known("Experiment.data", self.data, (LatentPairs, Digits))
+        require_known("Experiment.loss", self.loss, (InfoNCE, Sigmoid))
+        if self.start is not None:
+            require_known("Experiment.start", self.start, (Cones,))
+        for name in ("encoder_x", "encoder_y"):
+            tower = getattr(self, name)
+            shipped = next((cls for cls in (MLP, Linear, Table) if isinstance(tower, cls)), None)
+            if shipped is not None and type(tower).__call__ is shipped.__call__:
+                require_known(f"Experiment.{name}", tower, (shipped,))
+        for name in ("encoder_x", "encoder_y", "optimizer"):
+            if not callable(getattr(self, name)):
+                raise ValueError(
+                    f"Experiment.{name} is {getattr(self, name)!r}; it must be callable, like optax.adam or MLP()"
+                )
+        require_boolean("Experiment.normalize", self.normalize)
         if not callable(self.learning_rate):
             require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
         for field in ("batch_size", "eval_pairs", "eval_points"):
@@ -103,6 +119,37 @@ class Experiment:
     def is_table(self) -> bool:
         """Whether a tower is a Table, which is measured on its own rows."""
         return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+
+
+@functools.lru_cache(maxsize=256)
+def _scheduled(schedule: Callable, count: int) -> np.ndarray:
+    """The schedule at steps 0 to count − 1. A loop of JAX hands over the step as training does: what trains can be
+    evaluated here, in one go."""
+    return np.asarray(jax.lax.map(lambda step: jnp.asarray(schedule(step)), jnp.arange(count, dtype=jnp.int32)))
+
+
+def require_schedules(experiment: Experiment) -> None:
+    """Raise ValueError, naming the step, where a schedule of the experiment gives a temperature that is not a finite number
+    > 0, or a learning rate that is not one >= 0 (a warm-up may start from 0)."""
+    # Measures are taken after the last step too, at that step's temperature.
+    checks = (
+        ("loss.temperature", experiment.loss.temperature, experiment.steps + 1, "> 0", lambda v: v > 0),
+        ("learning_rate", experiment.learning_rate, experiment.steps, ">= 0", lambda v: v >= 0),
+    )
+    for name, schedule, count, wanted, is_good in checks:
+        if not callable(schedule):
+            continue
+        values = _scheduled(schedule, count).astype(experiment.dtype)
+        if values.ndim != 1:
+            raise ValueError(
+                f"the schedule of {name} gives an array of shape {values.shape[1:]}; it must give one number"
+            )
+        bad = np.flatnonzero(~(np.isfinite(values) & is_good(values)))
+        if bad.size:
+            raise ValueError(
+                f"the schedule of {name} gives {values[bad[0]]:g} at step {bad[0]}; it must be a finite number {wanted} at all "
+                f"{count} steps (in {experiment.dtype}): give it an end value, or train fewer steps"
+            )
 
 
 def replace_field(config: Any, path: str, value: Any) -> Any:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simulator.losses import SIMILARITIES, Similarity, info_nce, normalize_rows
-from simulator.validation import require_number, require_one_of, require_paired
+from simulator.scaling import widened
+from simulator.validation import require_boolean, require_number, require_one_of, require_paired
 
 
 def velocity(x, y, *, temperature, similarity: Similarity = "sqeuclidean", sphere: bool = False, pairing=None):
@@ -62,12 +63,13 @@ def gradient_flow(
     """
     require_paired(x, y)
     require_one_of("similarity", similarity, SIMILARITIES)
+    require_boolean("sphere", sphere)
     require_number("temperature", temperature, above=0.0)
     require_number("max_step", max_step, above=0.0)
     times = np.asarray(times, float)
     if times.ndim != 1 or len(times) < 1 or not np.all(np.diff(times) > 0):
         raise ValueError(f"times are {times}; they must increase")
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = widened(x, "x"), widened(y, "y")
     counts = np.maximum(np.ceil(np.diff(times) / max_step - 1e-9), 1).astype(int)
     steps = np.diff(times) / counts
     path = _integrate(

@@ -16,7 +16,8 @@ from jax.scipy.special import logsumexp
 
 from simulator.losses import Similarity, logits, normalize_rows, similarity_matrix
 from simulator.precision import mean_floor
-from simulator.validation import require_number, require_paired, require_same_width
+from simulator.scaling import exponents, times_power, widened
+from simulator.validation import require_boolean, require_number, require_paired, require_same_width
 
 
 @functools.partial(
@@ -108,7 +109,27 @@ def gap_vector(x: jax.Array, y: jax.Array) -> jax.Array:
     Source: Liang et al. 2022; Chowers et al. 2026.
     """
     require_same_width(x, y, ("x", "y"))
-    return jnp.mean(jnp.asarray(y), axis=0) - jnp.mean(jnp.asarray(x), axis=0)
+    x, y, unit = _in_one_unit(widened(x, "x"), widened(y, "y"))
+    return times_power(_gap(x, y), unit)
+
+
+def _in_one_unit(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x/2^e, y/2^e, e) with the largest entry between 1 and 2, so that squares and sums stay in range."""
+    unit = jnp.maximum(exponents(x)[0, 0], exponents(y)[0, 0])
+    return times_power(x, -unit), times_power(y, -unit), unit
+
+
+def _mean(rows: jax.Array) -> jax.Array:
+    """The mean row [d], exact for equal rows: the mean that is rounded is that of deviations from a first one."""
+    rough = jnp.mean(rows, axis=0)
+    return rough + jnp.mean(rows - rough[None, :], axis=0)
+
+
+def _gap(x: jax.Array, y: jax.Array) -> jax.Array:
+    """mean(y) − mean(x), with the digits that the means share taken off first."""
+    rough_x, rough_y = (jnp.mean(rows, axis=0) for rows in (x, y))
+    rest_x, rest_y = (jnp.mean(r - m[None, :], axis=0) for r, m in ((x, rough_x), (y, rough_y)))
+    return (rough_y - rough_x) + (rest_y - rest_x)
 
 
 def measure_gap(
@@ -125,7 +146,7 @@ def measure_gap(
       similarity: how the model scores a pair, for the marginals and for retrieval.
 
     Returns:
-      GapMeasures: scalars in the units of the embeddings (squared for variances and alignment).
+      GapMeasures: scalars in the units of the embeddings (squared for variances and alignment), in float32 or wider.
 
     Raises:
       ValueError: arrays that are not [rows, d] in one space, NaN rows, unequal row counts with paired=True.
@@ -135,23 +156,31 @@ def measure_gap(
     (require_paired if paired else require_same_width)(x, y, ("x", "y"))
     if temperature is not None:
         require_number("temperature", temperature, above=0.0)
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    gap = gap_vector(x, y)
+    require_boolean("paired", paired)
+    roundoffs = _roundoff(x), _roundoff(y)
+    x, y = widened(x, "x"), widened(y, "y")
+    common_x, common_y, unit = _in_one_unit(x, y)
+    gap = _gap(common_x, common_y)
     gap_norm = jnp.linalg.norm(gap)
-    direction = jnp.where(gap_norm > _gap_floor(x, y), gap / gap_norm, jnp.nan)
+    direction = jnp.where(gap_norm > _gap_floor(common_x, common_y, roundoffs), gap / gap_norm, jnp.nan)
+    mean_x, mean_y = _mean(common_x), _mean(common_y)
     nan = jnp.full((), jnp.nan, gap.dtype)
-    values = dict(gap_norm=gap_norm, separability=separability(x, y))
-    for name, rows, other in (("x", x, y), ("y", y, x)):
-        centred = rows - jnp.mean(rows, axis=0)[None, :]
+    values = dict(gap_norm=times_power(gap_norm, unit), separability=separability(common_x, common_y))
+    scaled = {}
+    for name, rows, mean, other in (("x", x, mean_x, mean_y), ("y", y, mean_y, mean_x)):
+        own = exponents(rows)[0, 0]  # beside much larger rows of the other modality, these would be nothing
+        scaled[name] = rows = times_power(rows, -own)
+        centred = rows - _mean(rows)[None, :]
         spread = spread_measures(
-            jnp.mean(rows, axis=0),
-            jnp.mean(other, axis=0),
+            mean,
+            other,
             principal_axes(centred.T @ centred / centred.shape[0]),
             direction,
             jnp.mean((centred @ direction) ** 2),
         )
+        spread["variance_along_gap"] = times_power(spread["variance_along_gap"], 2 * own)
         values |= {f"{measure}_{name}": value for measure, value in spread.items()}
-        values[f"uniformity_{name}"] = _uniformity(rows)
+        values[f"uniformity_{name}"] = _uniformity(rows, own)
     values |= dict.fromkeys(("alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg"), nan)
     values |= dict.fromkeys(("marginal_error_x", "marginal_error_y"), nan)
     if temperature is not None:
@@ -161,10 +190,12 @@ def measure_gap(
             "marginal_error_y": jnp.mean(jnp.abs(free_y * (y.shape[0] / x.shape[0]) - 1.0)),
         }
     if paired:
-        scores = similarity_matrix(x, y, similarity)
+        # The best match is that of rows in any unit; a distance needs the same one.
+        rows = (common_x, common_y) if similarity == "sqeuclidean" else (scaled["x"], scaled["y"])
+        scores = similarity_matrix(*rows, similarity)
         partner = jnp.arange(x.shape[0])
         values |= {
-            "alignment": jnp.mean(jnp.sum((x - y) ** 2, axis=1)),
+            "alignment": times_power(jnp.mean(jnp.sum((common_x - common_y) ** 2, axis=1)), 2 * unit),
             "recall_at_1_xy": jnp.mean(jnp.argmax(scores, axis=1) == partner, dtype=gap.dtype),
             "recall_at_1_yx": jnp.mean(jnp.argmax(scores, axis=0) == partner, dtype=gap.dtype),
             "rmg": _relative_gap(x, y),
@@ -172,14 +203,17 @@ def measure_gap(
     return GapMeasures(**values)
 
 
-def _gap_floor(x, y):
-    """`precision.gap_floor` for the types of the rows."""
-    floors = []
-    for rows in (x, y):
-        roundoff = float(jnp.finfo(rows.dtype).eps) / 2 if jnp.issubdtype(rows.dtype, jnp.floating) else 0.0
-        power = jnp.mean(jnp.sum(rows * rows, axis=1))
-        floors.append(mean_floor(rows.shape[0], power, roundoff))
-    return jnp.hypot(*floors)
+def _roundoff(rows) -> float:
+    """Unit roundoff of the rows as they are given; 0 for whole numbers."""
+    dtype = jnp.asarray(rows).dtype
+    return float(jnp.finfo(dtype).eps) / 2 if jnp.issubdtype(dtype, jnp.floating) else 0.0
+
+
+def _gap_floor(x, y, roundoffs):
+    """`precision.gap_floor` for rows that were given with these roundoffs."""
+    powers = [jnp.mean(jnp.sum(rows * rows, axis=1)) for rows in (x, y)]
+    counts = (x.shape[0], y.shape[0])
+    return jnp.hypot(*(mean_floor(*each) for each in zip(counts, powers, roundoffs, strict=True)))
 
 
 def marginals(x, y, *, temperature, similarity: Similarity = "cosine") -> tuple[jax.Array, jax.Array]:
@@ -190,16 +224,18 @@ def marginals(x, y, *, temperature, similarity: Similarity = "cosine") -> tuple[
 
 def separability(x: jax.Array, y: jax.Array) -> jax.Array:
     """Accuracy of the midpoint rule along the gap on held-out rows: fitted on the even rows and judged
-    on the odd ones, and the other way round. NaN when a modality has a single row."""
+    on the odd ones, and the other way round. NaN when a modality has a single row, or a half no gap."""
+    x, y = widened(x, "x"), widened(y, "y")
     if min(x.shape[0], y.shape[0]) < 2:
         return jnp.full((), jnp.nan, jnp.result_type(x, y))
     accuracies = []
     for fit, judge in ((0, 1), (1, 0)):
-        mean_x, mean_y = jnp.mean(x[fit::2], axis=0), jnp.mean(y[fit::2], axis=0)
-        direction, midpoint = mean_y - mean_x, 0.5 * (mean_x + mean_y)
+        direction = _gap(x[fit::2], y[fit::2])
+        midpoint = 0.5 * (_mean(x[fit::2]) + _mean(y[fit::2]))
         right_x = (x[judge::2] - midpoint[None, :]) @ direction < 0
         right_y = (y[judge::2] - midpoint[None, :]) @ direction > 0
-        accuracies.append(0.5 * (jnp.mean(right_x, dtype=x.dtype) + jnp.mean(right_y, dtype=x.dtype)))
+        accuracy = 0.5 * (jnp.mean(right_x, dtype=direction.dtype) + jnp.mean(right_y, dtype=direction.dtype))
+        accuracies.append(jnp.where(jnp.any(direction != 0), accuracy, jnp.nan))
     return 0.5 * (accuracies[0] + accuracies[1])
 
 
@@ -243,29 +279,41 @@ def _span_fraction(direction, variances, axes, share: float = 0.9):
 def _effective_rank(variances):
     """Roy & Vetterli 2007: exp(−Σ p log p) with p the singular values of the centred rows over their sum."""
     singular = jnp.sqrt(variances)
-    p = singular / jnp.sum(singular)
-    return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0)))
+    total = jnp.sum(singular)
+    p = singular / total
+    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
+    return jnp.where(total > 0, jnp.exp(entropy), jnp.nan)
 
 
-def _uniformity(rows):
-    """log E exp(−2‖r_i − r_j‖²) over i ≠ j (Wang & Isola 2020)."""
+def _uniformity(rows, unit=0):
+    """log E exp(−2‖r_i − r_j‖²) over i ≠ j (Wang & Isola 2020), of rows in units of 2^−unit."""
     n = rows.shape[0]
     if n < 2:
         return jnp.full((), jnp.nan, rows.dtype)
-    exponents = 2.0 * jnp.minimum(similarity_matrix(rows, rows, "sqeuclidean"), 0.0)
+    logs = times_power(2.0 * jnp.minimum(similarity_matrix(rows, rows, "sqeuclidean"), 0.0), 2 * unit)
     # In log space and without the diagonal: far-apart rows would leave 0 after subtracting n ones.
-    return logsumexp(jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, exponents)) - jnp.log(n * (n - 1.0))
+    return logsumexp(jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logs)) - jnp.log(n * (n - 1.0))
 
 
 def _relative_gap(x, y):
-    """Schrodi et al. 2025: cosine distance of pairs against that within the modalities, off-diagonal means."""
+    """Schrodi et al. 2025: cosine distance of pairs against that within the modalities, off-diagonal means.
+
+    From differences, as 1 − cos would leave rounding noise of equal rows: for unit rows Σ_{i≠j} (1 − u_i·u_j) = n Σ ‖u_i − ū‖².
+    A zero row has the cosine 0 with all others, which adds n − 1."""
     n = x.shape[0]
     if n < 2:
         return jnp.full((), jnp.nan, x.dtype)
     x, y = normalize_rows(x), normalize_rows(y)
-    between = jnp.mean((1.0 - jnp.sum(x * y, axis=1)) / 2.0)
-    # Σ_{i≠j} x_i·x_j = ‖Σ x_i‖² − Σ‖x_i‖²
-    inside = [(1.0 - (jnp.sum(jnp.sum(r, axis=0) ** 2) - jnp.sum(r * r)) / (n * (n - 1))) / 2.0 for r in (x, y)]
+    is_zero = [jnp.all(rows == 0, axis=1) for rows in (x, y)]
+    # Unit rows of one direction differ by some ε, as each is rounded on its own.
+    noise = (4.0 * float(jnp.finfo(x.dtype).eps)) ** 2
+    above = lambda squares, floor: jnp.where(squares > floor, squares, 0.0)  # noqa: E731
+    between = jnp.mean(above(jnp.sum((x - y) ** 2, axis=1), noise) / 2.0 + 0.5 * is_zero[0] + 0.5 * is_zero[1]) / 2.0
+    inside = [
+        (n * above(jnp.sum((rows - _mean(rows)[None, :]) ** 2), n * noise) + (n - 1) * jnp.sum(zero))
+        / (2.0 * n * (n - 1))
+        for rows, zero in zip((x, y), is_zero, strict=True)
+    ]
     return between / (between + 0.5 * (inside[0] + inside[1]))
 
 

@@ -16,9 +16,12 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from simulator.partition import log_partition, ring_partition
+from simulator.scaling import exponents, times_power, widened
 from simulator.validation import (
     is_traced,
+    require_boolean,
     require_integer,
+    require_known,
     require_number,
     require_one_of,
     require_paired,
@@ -60,8 +63,7 @@ class InfoNCE:
     block_size: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.temperature, Learned) and not callable(self.temperature):
-            require_number("InfoNCE.temperature", self.temperature, above=0.0)
+        _require_temperature("InfoNCE.temperature", self.temperature)
         require_one_of("InfoNCE.similarity", self.similarity, SIMILARITIES)
         if self.block_size is not None:
             require_integer("InfoNCE.block_size", self.block_size)
@@ -85,34 +87,61 @@ class Sigmoid:
     similarity: Similarity = "cosine"
 
     def __post_init__(self):
-        if not isinstance(self.temperature, Learned) and not callable(self.temperature):
-            require_number("Sigmoid.temperature", self.temperature, above=0.0)
+        _require_temperature("Sigmoid.temperature", self.temperature)
         require_number("Sigmoid.bias", self.bias)
-        require_one_of("Sigmoid.train_bias", self.train_bias, (False, True))
+        require_boolean("Sigmoid.train_bias", self.train_bias)
         require_one_of("Sigmoid.similarity", self.similarity, SIMILARITIES)
 
 
+def _require_temperature(name: str, temperature) -> None:
+    if isinstance(temperature, Learned):
+        require_known(name, temperature, (Learned,))
+    elif not callable(temperature):
+        require_number(name, temperature, above=0.0)
+
+
 def normalize_rows(rows: Rows) -> jax.Array:
-    """Rows scaled to unit length, [n, d]; a zero row stays zero, with zero gradient. In float32 a row counts as zero below
-    a length of 1e-19, and its length must be less than 1e19."""
+    """Rows scaled to unit length in float32 or wider, [n, d]; a zero row stays zero, with zero gradient."""
+    rows = widened(rows)
+    # The power of two changes no digit of what follows, so it needs no derivative.
+    rows = times_power(rows, -exponents(rows, axis=-1))
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
     is_zero = squares == 0
     # One division per row: per entry, forward and backward, they cost more than the rest of a small step's loss.
-    return jnp.asarray(rows) * jnp.where(is_zero, 0.0, 1.0 / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+    return rows * jnp.where(is_zero, 0.0, 1.0 / jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
 
 
 def similarity_matrix(x: Rows, y: Rows, similarity: Similarity = "cosine") -> jax.Array:
-    """Similarity of every gallery row to every query, [n_x, n_y].
+    """Similarity of every gallery row to every query, [n_x, n_y], in float32 or wider.
 
     "cosine": ⟨x_k, y_i⟩/(‖x_k‖‖y_i‖) (0 for a zero row); "dot": ⟨x_k, y_i⟩; "sqeuclidean": −‖x_k − y_i‖².
     """
     require_one_of("similarity", similarity, SIMILARITIES)
-    if similarity == "cosine":
-        x, y = normalize_rows(x), normalize_rows(y)
-    products = jnp.asarray(x @ y.T)
+    x, y = _comparable(x, y, similarity)
+    products = x @ y.T
     if similarity != "sqeuclidean":
         return products
     return 2.0 * products - jnp.sum(x * x, axis=1)[:, None] - jnp.sum(y * y, axis=1)[None, :]
+
+
+def _comparable(x, y, similarity: Similarity, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """Rows with the same similarities, of one type, and such that no digit is lost on the way to a similarity that has
+    them: of unit length for "cosine"; of about equal size for "dot"; about a common centre for "sqeuclidean".
+
+    axis_name: of the mesh axis along which the rows are spread, if they are."""
+    x, y = widened(x, "x"), widened(y, "y")
+    if similarity == "cosine":
+        return _same_type(normalize_rows(x), normalize_rows(y))
+    x, y = _same_type(x, y)
+    if similarity == "dot":
+        shift = (exponents(x) - exponents(y)) // 2
+        if axis_name is not None:
+            shift = jax.lax.pmax(shift, axis_name)
+        return times_power(x, -shift), times_power(y, shift)
+    centre = 0.5 * jax.lax.stop_gradient(jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
+    if axis_name is not None:
+        centre = jax.lax.pmean(centre, axis_name)
+    return x - centre, y - centre
 
 
 def logits(x: Rows, y: Rows, *, temperature, similarity: Similarity = "cosine") -> jax.Array:
@@ -153,19 +182,17 @@ def info_nce(
     """
     require_number("temperature", temperature, above=0.0)
     require_one_of("similarity", similarity, SIMILARITIES)
-    x, y = jnp.asarray(x), jnp.asarray(y)
     if pairing is None:
         require_paired(x, y)
         weights = None
     else:
         require_same_width(x, y, ("x", "y"))
-        weights = _weights(pairing, (x.shape[0], y.shape[0]))
+        weights = _weights(pairing, (len(x), len(y)))
     if block_size is not None:
         require_integer("block_size", block_size)
     a, b = _factors(x, y, temperature, similarity)
     if weights is None:
-        n = x.shape[0]
-        uniform = jnp.full((n,), 1.0 / n, a.dtype)
+        uniform = jnp.full((len(a),), 1.0 / len(a), a.dtype)
         return log_partition(a, b, uniform, uniform, True, block_size) - jnp.mean(jnp.sum(a * b, axis=1))
     weights = weights.astype(a.dtype)
     partition = log_partition(a, b, weights.sum(1), weights.sum(0), False, block_size)
@@ -199,7 +226,7 @@ def sharded_info_nce(
     require_paired(x, y)
     if block_size is not None:
         require_integer("block_size", block_size)
-    a, b = _factors(x, y, temperature, similarity)
+    a, b = _factors(x, y, temperature, similarity, axis_name)
     # Every device adds its own pairs, so that a psum of gradients counts each pair once: the sum itself is psum'd
     # without a gradient through it.
     paired = jnp.sum(a * b) / (len(a) * jax.lax.axis_size(axis_name))
@@ -207,10 +234,9 @@ def sharded_info_nce(
     return ring_partition(a, b, axis_name=axis_name, block_size=block_size) - paired - others
 
 
-def _factors(x, y, temperature, similarity: Similarity) -> tuple[jax.Array, jax.Array]:
+def _factors(x, y, temperature, similarity: Similarity, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """a [n_x, p] and b [n_y, p] whose products are the logits: a bᵀ = similarity/τ."""
-    if similarity == "cosine":
-        x, y = normalize_rows(x), normalize_rows(y)
+    x, y = _comparable(x, y, similarity, axis_name)
     if similarity != "sqeuclidean":
         return _same_type(x / temperature, y)
     # −‖x − y‖² = 2 x·y − ‖x‖² − ‖y‖² as one product.
@@ -221,16 +247,21 @@ def _factors(x, y, temperature, similarity: Similarity) -> tuple[jax.Array, jax.
 
 
 def _same_type(a, b) -> tuple[jax.Array, jax.Array]:
-    dtype = jnp.result_type(a, b, 1.0)
+    dtype = jnp.promote_types(a.dtype, b.dtype)
     return a.astype(dtype), b.astype(dtype)
 
 
 def _weights(pairing, shape: tuple[int, int]) -> jax.Array:
     if jnp.shape(pairing) != shape:
         raise ValueError(f"pairing has shape {jnp.shape(pairing)}; expected {shape}: gallery rows by queries")
+    if not is_traced(pairing):
+        given = np.asarray(pairing, np.float64)
+        if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
+            raise ValueError(
+                "pairing has a negative, NaN, infinite or no positive entry; its weights must be >= 0, not all zero"
+            )
+        pairing = given / given.max()  # a sum of very large ones would be infinite
     pairing = jnp.asarray(pairing, dtype=jnp.result_type(float))
-    if not is_traced(pairing) and not (bool((pairing >= 0).all()) and float(pairing.sum()) > 0):
-        raise ValueError("pairing has a negative, NaN or no positive entry; its weights must be >= 0, not all zero")
     return pairing / pairing.sum()
 
 
@@ -256,8 +287,7 @@ def sigmoid_loss(x: Rows, y: Rows, *, temperature, bias, similarity: Similarity 
     """
     require_number("temperature", temperature, above=0.0)
     require_number("bias", bias)
-    x, y = jnp.asarray(x), jnp.asarray(y)
     require_paired(x, y)
     scores = logits(x, y, temperature=temperature, similarity=similarity) + bias
-    signs = 2.0 * jnp.eye(x.shape[0], dtype=scores.dtype) - 1.0
-    return -jnp.sum(log_sigmoid(signs * scores)) / x.shape[0]
+    signs = 2.0 * jnp.eye(len(scores), dtype=scores.dtype) - 1.0
+    return -jnp.sum(log_sigmoid(signs * scores)) / len(scores)

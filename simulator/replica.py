@@ -120,7 +120,9 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
 
     def of_parameters(params):
         with jax.named_scope("towers"):
-            x, y = embed(params, experiment, batch)
+            # The cosine takes rows of any length: to scale them to unit length once is enough.
+            raw = experiment.loss.similarity == "cosine"
+            x, y = embed(params, experiment, batch, normalize=not raw)
         if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
             # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
             own = jax.random.fold_in(jax.random.fold_in(key, step), 1)
@@ -139,9 +141,7 @@ def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded:
         bias = _bias(params, loss, experiment.dtype)
         return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
     function = functools.partial(sharded_info_nce, axis_name="batch") if sharded else info_nce
-    # Rows of unit length need not be divided by their length again.
-    similarity = "dot" if experiment.normalize and loss.similarity == "cosine" else loss.similarity
-    return function(x, y, temperature=temperature, similarity=similarity, block_size=loss.block_size)
+    return function(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
 
 
 def _bias(params, loss: Sigmoid, dtype: str):
@@ -155,12 +155,13 @@ def _temperature(params, experiment: Experiment, step):
     return jnp.asarray(temperature(step) if callable(temperature) else temperature, experiment.dtype)
 
 
-def embed(params, experiment: Experiment, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def embed(params, experiment: Experiment, batch: Batch, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
+    """Both towers' rows; of unit length if the experiment says so, unless `normalize` is False."""
     embeddings = []
     for name, encoder in _encoders(experiment):
         tower = nnx.merge(_graph(encoder, _input_width(experiment, name), experiment.dtype), params[name])
         rows = tower(_inputs(encoder, batch, name))
-        embeddings.append(normalize_rows(rows) if experiment.normalize else rows)
+        embeddings.append(normalize_rows(rows) if normalize and experiment.normalize else rows)
     return embeddings[0], embeddings[1]
 
 

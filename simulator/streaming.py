@@ -83,11 +83,11 @@ def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
         if not count:
             mean, directions = np.zeros((2, block.shape[1]))
             scatter, halves = np.zeros((block.shape[1], block.shape[1])), np.zeros((2, block.shape[1]))
-        norms = np.linalg.norm(block, axis=1)
+        norms = _norms(block)
         if first_zero is None and not norms.all():
             first_zero = count + int(np.argmin(norms))
         shortest, longest = min(shortest, norms.min()), max(longest, norms.max())
-        directions = directions + (1.0 / np.where(norms > 0, norms, np.inf)) @ block
+        directions = directions + _unit_rows(block, norms).sum(axis=0)
         for half in range(2):  # even and odd rows of the whole
             rows = block[(half - count) % 2 :: 2]
             half_counts[half] += len(rows)
@@ -99,6 +99,7 @@ def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
         bits = max(bits, precision.significant_bits(block))
 
         block_mean = block.mean(axis=0)
+        block_mean += (block - block_mean[None, :]).mean(axis=0)  # exact for equal rows
         centred = block - block_mean[None, :]
         step = block_mean - mean
         total = count + len(block)
@@ -138,7 +139,7 @@ def separability(x: Moments, y: Moments, projected_x: np.ndarray, projected_y: n
         direction, midpoint = half_rules(x, y)[fit], 0.5 * (x.half_means[fit] + y.half_means[fit])
         right_x = projected_x[judge::2, fit] + (x.mean - midpoint) @ direction < 0
         right_y = projected_y[judge::2, fit] + (y.mean - midpoint) @ direction > 0
-        accuracies.append(0.5 * (right_x.mean() + right_y.mean()))
+        accuracies.append(0.5 * (right_x.mean() + right_y.mean()) if direction.any() else np.nan)
     return float(np.mean(accuracies))
 
 
@@ -153,9 +154,8 @@ def pair_means(x: Iterable[np.ndarray], y: Iterable[np.ndarray]) -> PairMeans:
     """Means over pairs, for two sequences of blocks of equal lengths."""
     squares = cosines = count = 0
     for rows, partners in zip(x, y, strict=True):
-        norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(partners, axis=1)
         squares += np.sum((rows - partners) ** 2)
-        cosines += np.sum(np.sum(rows * partners, axis=1) / np.where(norms > 0, norms, 1.0))
+        cosines += np.sum(_unit_rows(rows) * _unit_rows(partners))
         count += len(rows)
     return PairMeans(float(squares / count), float(cosines / count))
 
@@ -294,13 +294,32 @@ def mean_and_error(values: np.ndarray, population: int) -> tuple[float, float]:
 def _similarities(x: np.ndarray, y: np.ndarray, similarity: Similarity) -> np.ndarray:
     """`losses.similarity_matrix` in NumPy float64: JAX would need its 64-bit mode and one compilation per last block."""
     if similarity == "cosine":
-        x, y = (rows / np.where((norms := np.linalg.norm(rows, axis=1)) > 0, norms, 1.0)[:, None] for rows in (x, y))
+        x, y = _unit_rows(x), _unit_rows(y)
+    if similarity == "sqeuclidean":  # about a common centre, or rows far from 0 lose their digits
+        centre = y.mean(axis=0)
+        x, y = x - centre[None, :], y - centre[None, :]
     products = x @ y.T
     if similarity == "sqeuclidean":
         products *= 2.0
         products -= np.sum(x * x, axis=1)[:, None]
         products -= np.sum(y * y, axis=1)[None, :]
     return products
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """Lengths of rows [n], also where their squares are out of range."""
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(rows, axis=1)
+    extreme = np.flatnonzero((norms < 1e-150) | (norms > 1e150))
+    sizes = np.abs(rows[extreme]).max(axis=1)
+    norms[extreme] = sizes * np.linalg.norm(rows[extreme] / np.where(sizes > 0, sizes, 1.0)[:, None], axis=1)
+    return norms
+
+
+def _unit_rows(rows: np.ndarray, norms: np.ndarray | None = None) -> np.ndarray:
+    """Rows scaled to unit length, given their norms or not; a zero row stays."""
+    norms = _norms(rows) if norms is None else norms
+    return rows / np.where(norms > 0, norms, 1.0)[:, None]
 
 
 def _log_sum_exp(values: np.ndarray, axis: int) -> np.ndarray:

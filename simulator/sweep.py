@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from simulator import engine, resume
-from simulator.experiment import TRACED_FIELDS, Experiment, replace_field
+from simulator.experiment import TRACED_FIELDS, Experiment, replace_field, require_schedules
 from simulator.identity import describe_config, describe_run, label, require_identified
 from simulator.store import provenance
 from simulator.training import calibrate, evaluation_steps, lay_out, shapes_of, train_replicas
@@ -155,8 +155,8 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) ->
             )
         if not values:
             raise ValueError(f"the swept field {path!r} has no values; give at least one")
-        for value in values:
-            replace_field(experiment, path, value)  # validates path and value before anything is trained
+        for value in values:  # validates path and value before anything is trained
+            require_schedules(replace_field(experiment, path, value))
     static, traced = _split(over)
     points = list(itertools.product(*(over[p] for p in traced)))
     keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(np.tile(np.arange(seeds), len(points)))

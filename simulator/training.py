@@ -21,7 +21,7 @@ import numpy as np
 
 from simulator import engine, replica
 from simulator.checkpoint import Checkpoint
-from simulator.experiment import Experiment, join_traced, split_traced
+from simulator.experiment import Experiment, join_traced, require_schedules, split_traced
 from simulator.identity import describe_config, describe_run, require_identified
 from simulator.optimizer import make_optimizer
 
@@ -69,8 +69,8 @@ def train(
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
-      ValueError: towers of different embedding dimensions, a start that they cannot have, params of another shape, or a checkpoint
-        of another run.
+      ValueError: towers of different embedding dimensions, a start that they cannot have, a schedule that leaves its range,
+        params of another shape, or a checkpoint of another run.
     """
     if params is not None:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
@@ -125,6 +125,7 @@ def train_replicas(
     """
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
+    require_schedules(experiment)
     engine.release_programs()
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)

@@ -35,7 +35,7 @@ def require_number(
         if used
     )
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bytes, bool, np.bool_)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number > above and least <= number <= most):
@@ -48,6 +48,21 @@ def require_integer(name: str, value: Any, *, least: int = 1):
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number >= {least}")
+
+
+def require_boolean(name: str, value: Any):
+    """Raise ValueError unless `value` is True or False; a word like "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} is {value!r}; it must be True or False (true or false in TOML)")
+
+
+def require_known(name: str, value: Any, known: Sequence[type]):
+    """Raise ValueError unless `value` is of one of these classes itself: what a subclass adds would be ignored."""
+    if type(value) not in known:
+        raise ValueError(
+            f"{name} is of class {type(value).__name__}; it must be of class {' or '.join(c.__name__ for c in known)} itself: "
+            "training would ignore what another class or a subclass adds"
+        )
 
 
 def require_one_of(name: str, value: Any, allowed: Sequence[Any]):

@@ -60,6 +60,15 @@ def test_bad_settings(tmp_path, text, words):
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize("word", ["False", "false"])
+def test_false_is_false_in_either_spelling(tmp_path, word):
+    found = read(tmp_path, "", f"normalize={word}", f"encoder_x.bias={word}")["experiment"]
+    assert found.normalize is False
+    assert found.encoder_x.bias is False
+    with pytest.raises(ValueError, match="normalize is 'no'; it must be True or False"):
+        read(tmp_path, "", "normalize=no")
+
+
 def test_numbers_of_arrays_are_numbers():
     """A NumPy or JAX scalar is traced like a Python float, and does not end as a constant of its own program."""
     for number in (np.float32(0.25), jnp.float32(0.25), np.array(0.25)):
