@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -113,6 +112,8 @@ class Sweep:
     """GPUs of a job; jax must be installed for them."""
     partition: str | None = None
     """Slurm partition; the default one if not given."""
+    quiet: bool = False
+    """Train without a progress bar and print no table, as jobs do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,57 +300,14 @@ def _report(command: Report) -> int:
 
 
 def _sweep(command: Sweep) -> int:
-    if command.workers < 0:
-        raise ValueError(f"--workers is {command.workers}; it must be a whole number >= 0")
+    from experiments import _sweep
+
+    _sweep.require_jobs(command)
     if command.workers:
-        return _submit(command)
+        return _sweep.train_in_jobs(command)
     # XLA compiles for a single device differently, and a stored sweep is to have the same bits wherever it is continued.
     _use_all_cores(only_sweeps=True, least=2)
-    import jax
-
-    from experiments import _ledger, _settings
-    from simulator.sweep import sweep
-
-    arguments = _settings.read_sweep(command.config, command.set)
-    try:
-        with jax.enable_x64(arguments["experiment"].dtype == "float64"):
-            data = sweep(**arguments, store=command.store, progress=True)
-    except KeyboardInterrupt:
-        print(f"\ngapsim: stopped; run the same command to continue {command.store}", file=sys.stderr)
-        return 130
-    final = data.isel(step=-1)
-    grid = [dim for dim in data.dims if dim in data.coords and dim not in ("seed", "step")]
-    names = ("loss", "gap_norm", "defect_ratio_x", "recall_at_1_yx")
-    lines = []
-    for point in itertools.product(*(range(data.sizes[dim]) for dim in grid)):
-        here = final.isel(dict(zip(grid, point, strict=True)))
-        spread = [
-            here[n].values.std(ddof=1) / data.sizes["seed"] ** 0.5 if data.sizes["seed"] > 1 else 0 for n in names
-        ]
-        values = [f"{float(here[n].mean()):.4g} ± {s:.2g}" for n, s in zip(names, spread, strict=True)]
-        lines.append([*(str(data[dim].values[i]) for dim, i in zip(grid, point, strict=True)), *values])
-    print(_ledger.table([*grid, *names], lines))
-    print(
-        f"\n± one standard error over {data.sizes['seed']} seeds. In Python: simulator.load_sweep({str(command.store)!r})"
-    )
-    return 0
-
-
-def _submit(command: Sweep) -> int:
-    from experiments import _cluster, _settings
-
-    _settings.read_sweep(command.config, command.set)  # what is wrong with the settings is said here, not in a log
-    arguments = ["sweep", str(command.config.resolve()), "--store", str(command.store.resolve())]
-    arguments += ["--set", *command.set] if command.set else []
-    jobs = _cluster.submit(
-        arguments, workers=command.workers, executor=command.executor, store=command.store, minutes=command.minutes,
-        cpus=command.cpus, gpus=command.gpus, partition=command.partition,
-    )  # fmt: skip
-    print(f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); logs in {command.store / '.jobs'}")
-    if command.executor == "local":
-        _cluster.wait(jobs, command.store)
-        print(f"done; in Python: simulator.load_sweep({str(command.store)!r})")
-    return 0
+    return _sweep.train_here(command)
 
 
 def _bench(command: Bench) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import threading
+import time
 from pathlib import Path
 
 
@@ -48,20 +52,68 @@ def submit(
     return [jobs.submit(run) for _ in range(workers)]
 
 
-def wait(jobs: list, store: Path) -> None:
+def end_with_parent() -> None:
+    """End this process soon after the job that started it: a job that is killed leaves nobody behind."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def wait(jobs: list, store: Path, minutes: int) -> None:
     """Wait for jobs of this machine.
 
     Raises:
-      ValueError: one failed; with what it said last.
+      ValueError: they ended before everything was stored; with their reasons.
     """
     import submitit
 
-    for job in jobs:
-        try:
-            job.result()
-        except submitit.core.utils.FailedJobError as error:
-            said = (job.stderr() or str(error)).strip().splitlines()
-            last = next((line for line in reversed(said) if line.startswith("gapsim: ")), said[-1])
-            raise ValueError(
-                f"job {job.job_id} failed: {last.removeprefix('gapsim: ')} (logs in {store / '.jobs'})"
-            ) from error
+    reasons = {}
+    try:
+        for job in jobs:
+            try:
+                job.result()
+            except submitit.core.utils.UncompletedJobError as error:  # of a job that failed as well
+                reasons.setdefault(_reason(job.stderr() or "", str(error), minutes), []).append(job.job_id)
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        raise
+    if not reasons:
+        return
+    done, total = _progress(store)
+    said = "; ".join(f"job {', '.join(ids)} {reason}" for reason, ids in reasons.items())
+    if done < total or not total:
+        stored = f"{done} of {total} chunks are stored" if total else "nothing is stored yet"
+        raise ValueError(f"{said}; {stored}; run the same command to continue (logs in {store / '.jobs'})")
+    print(f"gapsim: {said}; the other jobs did its work", file=sys.stderr)
+
+
+def _reason(log: str, error: str, minutes: int) -> str:
+    """Why a job ended, from its log and submitit's error."""
+    if own := re.findall("^gapsim: (?!note: ).*", log, re.MULTILINE):
+        return f"failed: {own[-1].removeprefix('gapsim: ')}"
+    if "timed-out" in log + error:
+        return f"reached its limit of {minutes} minute{'s' if minutes > 1 else ''}"
+    signal = re.search(r"died with <Signals\.(\w+)", error)
+    if signal or "has not produced any output" in error:
+        return f"was ended by {signal[1] if signal else 'a signal'} (out of memory, or by hand)"
+    lines = [line for line in (log or error).splitlines() if line.strip()]
+    return f"failed: {lines[-1] if lines else 'it said nothing'}"
+
+
+def _progress(store: Path) -> tuple[int, int]:
+    """(chunks that are done, chunks) of a store; (0, 0) where there is none yet."""
+    from simulator import resume
+
+    try:
+        done = resume.finished(resume.stored(store))
+    except ValueError:
+        return 0, 0
+    return int(done.sum()), done.size

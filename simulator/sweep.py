@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from simulator import engine, resume
 from simulator.experiment import TRACED_FIELDS, Experiment, replace_field, require_schedules
 from simulator.identity import describe_config, describe_run, label, require_identified
 from simulator.store import provenance
-from simulator.training import calibrate, evaluation_steps, lay_out, shapes_of, train_replicas
+from simulator.training import calibrate, evaluation_steps, first_bad_step, lay_out, shapes_of, train_replicas
 from simulator.validation import require_integer
 
 
@@ -29,6 +29,7 @@ def sweep(
     key: jax.Array,
     params: Any = None,
     store: Path | str | None = None,
+    keep_diverged: bool = False,
     progress: bool = False,
 ):
     """Train every combination of the swept fields with every seed.
@@ -46,25 +47,103 @@ def sweep(
         `train_replicas` returns), for fine-tuning; None starts as the experiment says.
       store: folder that keeps every finished chunk of replicas; the same call resumes there, and several processes may
         share it. None keeps everything in memory.
+      keep_diverged: return replicas whose loss became NaN or infinite too, NaN from their `bad_step` on, instead of raising.
       progress: show a progress bar.
 
     Returns:
       xarray.Dataset with one dimension per swept field (named by its dotted path; "experiment.loss" for one that is called
       like a result), `seed`, and `step`: the history
-      as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`; its attributes
+      as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`, and `bad_step`, the step at
+      which a replica diverged (−1: it did not); its attributes
       hold config, versions, commit and precision. Where a swept field changes a size, shorter rows are padded with NaN.
 
     Raises:
       ValueError: an unknown field, an empty list of values, a value the field does not allow, or a store of another
         sweep.
-      FloatingPointError: a loss became NaN; names the step, the point and the seed. A store then holds all chunks in which
-        none did.
+      FloatingPointError: a loss became NaN or infinite; names the step, the point and the seed. A store then holds all the
+        others (`load_sweep`); without one, the first ends the sweep.
       OSError: the store cannot be written; what is done is safe.
     """
+    if store is None:
+        groups, arrays, config = _prepare(experiment, over, seeds, key, params)
+        whole = [_train(group, np.arange(group.size), None, keep_diverged, progress) for group in groups]
+        together = lambda name: np.concatenate([_pad(part.get(name), *arrays[name], groups[0].size) for part in whole])  # noqa: E731
+        return _label({name: together(name)[_places(config)] for name in arrays}, _attributes(config), arrays)
+    fill_store(experiment, over=over, seeds=seeds, key=key, params=params, store=store, progress=progress)
+    data = load_sweep(store)
+    if not keep_diverged and (found := diverged(data)):
+        raise FloatingPointError(f"{found}; the others are stored in {store} (load_sweep)")
+    return data
+
+
+def fill_store(
+    experiment: Experiment,
+    *,
+    over: Mapping[str, Sequence[Any]],
+    seeds: int = 16,
+    key: jax.Array,
+    params: Any = None,
+    store: Path | str,
+    progress: bool = False,
+) -> None:
+    """Train what a store lacks of a sweep, and load nothing; arguments as those of `sweep`."""
+    engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
+    groups, arrays, config = _prepare(experiment, over, seeds, key, params)
+    require_identified(config)
+    dimensions = _dimensions(config, arrays)
+    shape = (*map(len, config["over"].values()), seeds)
+    cut = _cut(shape, [path in groups[0].where for path in config["over"]])
+    coordinates = _coordinates(config, dimensions)
+    # What is of several types is kept as text.
+    plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]  # noqa: E731
+    chunks = resume.open_store(
+        Path(store), config, shape=shape, cut=cut,
+        arrays={name: (*found, _inner(name)) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
+        coordinates={name: plain(values) for name, values in coordinates.items()},
+        attributes=_attributes(config), choose_block=lambda: _choose_block(groups),
+    )  # fmt: skip
+    _train_chunks(groups, chunks, arrays, config, progress)
+
+
+def load_sweep(store: Path | str, variables: Sequence[str] | None = None):
+    """What `sweep` has stored in a folder, as the Dataset that it returns; replicas that are not done are NaN.
+
+    For a look at what does not fit into memory, `xarray.open_zarr(store + "/results.zarr")` reads lazily, and checks nothing.
+
+    Args:
+      store: the folder.
+      variables: names of the variables to read and check; None for all.
+
+    Returns:
+      xarray.Dataset.
+
+    Raises:
+      ValueError: the folder holds no sweep, lacks a variable, or was damaged.
+    """
+    return _label(*resume.read_store(Path(store), variables))
+
+
+def diverged(data) -> str | None:
+    """How many replicas of a sweep have a loss that became NaN or infinite, and the first of them, in words; None for none."""
+    bad = np.argwhere(data.bad_step.values >= 0)
+    if not len(bad):
+        return None
+    at = dict(zip(data.bad_step.dims, bad[0], strict=True))
+    first = data.bad_step.isel(at)
+    where = ", ".join(f"{name} = {data[name].values[i]}" for name, i in at.items() if name != "seed")
+    return (
+        f"the loss became NaN or infinite at step {first.item()} in {where}{', ' if where else ''}seed {at['seed']} ({len(bad)} of "
+        f"{data.bad_step.size} replicas); lower the learning rate, raise the temperature, or use dtype='float64'"
+    )
+
+
+def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params):
+    """(groups, name -> (largest shape of a replica, dtype), configuration as JSON values) of a sweep."""
     require_integer("seeds", seeds)
     over = {path: _listed(path, values) for path, values in over.items()}
     groups = _groups(experiment, over, seeds, key, params)
     shapes, parameters = zip(*(shapes_of(group.config) for group in groups), strict=True)
+    shapes = [found | dict(bad_step=((), np.dtype("int32"))) for found in shapes]
     largest = {
         name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
         for name, (_, dtype) in {name: found for s in shapes for name, found in s.items()}.items()
@@ -76,36 +155,7 @@ def sweep(
         seeds=seeds,
         parameters=list(dict.fromkeys(parameters)),
     )
-    if store is None:
-        whole = [_train(group, slice(None), None, progress) for group in groups]
-        arrays = {
-            name: np.stack([_pad(part.get(name), *largest[name], groups[0].size) for part in whole]) for name in largest
-        }
-        return _label(arrays, _attributes(config), config)
-    engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
-    require_identified(config)
-    chunks = resume.open_store(
-        Path(store), config, num_groups=len(groups), group_size=groups[0].size, arrays=largest,
-        attributes=_attributes(config), choose_cut=lambda: _choose_cut(groups),
-    )  # fmt: skip
-    _train_chunks(groups, chunks, progress)
-    return load_sweep(store)
-
-
-def load_sweep(store: Path | str):
-    """What `sweep` has stored in a folder, as the Dataset that it returns; replicas that are not done are NaN.
-
-    Args:
-      store: the folder.
-
-    Returns:
-      xarray.Dataset.
-
-    Raises:
-      ValueError: the folder holds no sweep.
-    """
-    config = resume.read_config(Path(store))
-    return _label(*resume.read_store(Path(store)), config)
+    return groups, largest, config
 
 
 def _listed(path: str, values) -> list[Any]:
@@ -171,60 +221,109 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) ->
     return groups
 
 
-def _train(group: _Group, rows: slice, replicas_per_block: int | None, progress: bool) -> dict[str, np.ndarray]:
-    """The results of some replicas of a group, by name, [replicas, ...]."""
+def _train(
+    group: _Group,
+    rows: np.ndarray,
+    replicas_per_block: int | None,
+    keep_diverged: bool,
+    progress: bool,
+    checkpoint=None,
+):
+    """The results of some replicas of a group, by name, [replicas, ...]; NaN from the step at which one diverged."""
     varied = {name: values[rows] for name, values in group.varied.items()}
-    first = rows.start or 0
-    history, _, x, y, labels, _ = train_replicas(
+    history, state, x, y, labels, steps = train_replicas(
         group.config, varied, group.keys[rows], params=jax.tree.map(lambda leaf: leaf[rows], group.params),
-        progress=progress,
-        describe=lambda replica: group.describe(first + replica), replicas_per_block=replicas_per_block,
+        progress=progress, describe=lambda replica: group.describe(int(rows[replica])),
+        replicas_per_block=replicas_per_block, checkpoint=checkpoint, keep_diverged=keep_diverged,
     )  # fmt: skip
-    return history | dict(x=x, y=y, labels=labels)
+    bad_step = first_bad_step(state["bad_step"], history["loss"], steps)
+    bad = (bad_step >= 0)[:, None] & (steps >= bad_step[:, None])
+    for values in history.values():
+        values[bad] = np.nan
+    x, y = (np.where(bad[:, -1, None, None], np.nan, rows).astype(rows.dtype) for rows in (x, y))
+    return history | dict(x=x, y=y, labels=labels, bad_step=bad_step)
 
 
 # Replica-steps from which measuring the best block size (some seconds of compiling) pays.
 WORTH_CALIBRATING = 300_000
 
 
-def _choose_cut(groups: list[_Group]) -> tuple[int, int]:
-    """(replicas per chunk, replicas per block) of a new store: a chunk is a block on every device."""
+def _choose_block(groups: list[_Group]) -> int:
+    """Replicas per block of a new store."""
     config, size = groups[0].config, groups[0].size
     if size * len(groups) * config.steps >= WORTH_CALIBRATING:
-        per_block = min(calibrate(config), size)
-    else:
-        per_block = lay_out(config, {}, groups[0].keys, None)[-1].replicas_per_block
-    return min(per_block * jax.device_count(), size), per_block
+        return min(calibrate(config), size)
+    return lay_out(config, {}, groups[0].keys, None)[-1].replicas_per_block
 
 
-def _train_chunks(groups: list[_Group], store: resume.SweepStore, progress: bool) -> None:
-    """Train what is not done, sharing the work with other processes on the same store. A chunk that ends in NaN keeps
-    no other from being trained; the first one's error is raised at the end."""
+def _cut(shape: tuple[int, ...], is_static: list[bool]) -> tuple[int, ...]:
+    """How a grid [*fields, seed] is cut into chunks: by its shape alone, so that the machine that makes a store decides for no
+    other. Some 64 chunks or more, so that many workers find work, of 8 to 128 replicas each, so that files stay few."""
+    left, cut = min(128, max(8, int(np.prod(shape)) // 64)), []
+    for size, alone in zip(reversed(shape), reversed([*is_static, False]), strict=True):
+        cut.append(1 if alone else -(-size // -(-size // left)))  # in parts of about one size
+        left = max(1, left // cut[-1])
+    return tuple(reversed(cut))
+
+
+def _train_chunks(groups: list[_Group], store: resume.SweepStore, arrays, config, progress: bool) -> None:
+    """Train what is not done, sharing the work with other processes on the same store. As many chunks of a group are trained
+    together as give every device of this process a block; they are filled up to that by repeating the last replica, so that
+    one program serves all, and always for as many devices (XLA optimises it for a single one differently)."""
     from tqdm import tqdm
 
+    at_once = store.replicas_per_block * (jax.device_count() if groups[0].size > store.replicas_per_block else 1)
+    places = _places(config)
+    group_of = lambda chunk: int(places[store.region(chunk)].flat[0]) // groups[0].size  # noqa: E731
     done = resume.finished(store)
-    failed, errors = np.zeros_like(done), []
     with tqdm(total=done.size, initial=int(done.sum()), disable=not progress, unit="chunk", desc="sweep") as bar:
-        while not (done | failed).all():
-            for number, chunk in np.argwhere(~(done | failed)):
-                with resume.claimed(store, number, chunk) as mine:
+        while not done.all():
+            for number, chunks in _sets([tuple(c) for c in np.argwhere(~done).tolist()], store, group_of, at_once):
+                with resume.claimed(store, chunks) as mine:
                     if not mine:
                         continue
-                    try:
-                        values = _train(groups[number], store.rows(chunk), store.replicas_per_block, False)
-                    except FloatingPointError as error:
-                        errors.append(error)
-                        failed[number, chunk] = True
-                        continue
-                    resume.write_chunk(store, number, chunk, values)
-                bar.update()
+                    rows = [places[store.region(chunk)].ravel() % groups[0].size for chunk in mine]
+                    together = np.concatenate(rows)
+                    short = max(0, at_once - len(together))
+                    state = resume.unfinished(store, mine, jax.device_count())
+                    values = _train(
+                        groups[number],
+                        np.pad(together, (0, short), mode="edge"),
+                        store.replicas_per_block,
+                        True,
+                        False,
+                        state,
+                    )
+                    first = 0
+                    for chunk, part in zip(mine, rows, strict=True):
+                        shape = places[store.region(chunk)].shape
+                        here = {name: value[first : first + len(part)] for name, value in values.items()}
+                        full = {name: _pad(here.get(name), *found, len(part)) for name, found in arrays.items()}
+                        resume.write_chunk(store, chunk, {n: v.reshape(*shape, *v.shape[1:]) for n, v in full.items()})
+                        first += len(part)
+                    resume.forget_unfinished(store, mine)
+                bar.update(len(mine))
             done = resume.finished(store)
             bar.update(int(done.sum()) - bar.n)
-            if not (done | failed).all():
-                time.sleep(0.5)  # the rest is being trained by other processes; one that dies gives its chunk back
-    if errors:
-        stored = f"the other {done.sum()} of {done.size} chunks are stored in {store.path}"
-        raise FloatingPointError(f"{errors[0]}; {stored}") from errors[0]
+            if not done.all():
+                time.sleep(0.5)  # the rest is being trained by other processes; one that dies gives its chunks back
+
+
+def _places(config) -> np.ndarray:
+    """The number of every place of the grid [*fields, seed] among all replicas: those of a group stand together, and groups differ
+    in the first fields of `order`."""
+    over, order = config["over"], config["order"]
+    shape = (*(len(over[path]) for path in order), config["seeds"])
+    return np.arange(np.prod(shape)).reshape(shape).transpose(*(order.index(path) for path in over), len(order))
+
+
+def _sets(waiting: list[resume.Chunk], store: resume.SweepStore, group_of, at_once: int):
+    """(number of a group, some of its chunks): enough to hold that many replicas, as far as there are."""
+    several = -(-at_once // int(np.prod(store.cut)))
+    for number, chunks in itertools.groupby(sorted(waiting, key=group_of), key=group_of):
+        chunks = list(chunks)
+        for first in range(0, len(chunks), several):
+            yield number, chunks[first : first + several]
 
 
 def _pad(values: np.ndarray | None, shape: tuple[int, ...], dtype, replicas: int) -> np.ndarray:
@@ -238,22 +337,32 @@ def _pad(values: np.ndarray | None, shape: tuple[int, ...], dtype, replicas: int
     return full
 
 
-def _label(arrays, attributes, config):
-    """xarray.Dataset from arrays [group, replica, ...]."""
+def _inner(name: str) -> tuple[str, ...]:
+    """Names of the axes of a result, after those of the grid."""
+    known = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",), bad_step=())
+    return known.get(name, ("step",))
+
+
+def _dimensions(config, names: Iterable[str]) -> dict[str, str]:
+    """Swept field -> name of its axis. A field may be called like a result (`loss`), which xarray would take for the result's own
+    coordinate."""
+    taken = {*names, "seed", "step", "pair", "embed"}
+    return {path: f"experiment.{path}" if path in taken else path for path in config["over"]}
+
+
+def _coordinates(config, dimensions: dict[str, str]) -> dict[str, Any]:
+    """Name of an axis -> its values; what is no number or text is given as JSON."""
+    over = config["over"]
+    fields = {name: [label(value) for value in over[path]] for path, name in dimensions.items()}
+    steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
+    return fields | dict(seed=np.arange(config["seeds"]), step=steps)
+
+
+def _label(arrays, attributes, names: Iterable[str]):
+    """xarray.Dataset from arrays [*grid, ...], some of those whose names are given."""
     import xarray as xr
 
-    over, order, seeds = config["over"], config["order"], config["seeds"]
-    shape = (*(len(over[p]) for p in order), seeds)
-    inner = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",))
-    # A swept field may be called like a result (`loss`), which xarray would take for the result's own coordinate.
-    taken = {*arrays, "seed", "step", "pair", "embed"}
-    dimension = {path: f"experiment.{path}" if path in taken else path for path in over}
-    variables = {}
-    for name, value in arrays.items():
-        dims = inner.get(name, ("step",))
-        value = value.reshape(*shape, *value.shape[2:])
-        whole = xr.DataArray(value, dims=(*(dimension[p] for p in order), "seed", *dims))
-        variables[name] = whole.transpose(*dimension.values(), "seed", *dims)
-    coords = {dimension[p]: [label(v) for v in values] for p, values in over.items()}
-    steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
-    return xr.Dataset(variables, coords=coords | dict(seed=np.arange(seeds), step=steps), attrs=attributes)
+    config = json.loads(attributes["config"])
+    dimensions = _dimensions(config, names)
+    variables = {name: ((*dimensions.values(), "seed", *_inner(name)), value) for name, value in arrays.items()}
+    return xr.Dataset(variables, coords=_coordinates(config, dimensions), attrs=attributes)

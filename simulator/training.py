@@ -105,6 +105,7 @@ def train_replicas(
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
     replicas_per_block: int | None = None,
     checkpoint: Checkpoint | None = None,
+    keep_diverged: bool = False,
 ):
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
@@ -118,6 +119,7 @@ def train_replicas(
       replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
         or what fits the cache.
       checkpoint: where the state is kept and continued from.
+      keep_diverged: go on where a loss becomes NaN or infinite (`first_bad_step` says at which step), instead of raising.
 
     Returns:
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
@@ -153,7 +155,12 @@ def train_replicas(
                     saved_at = time.monotonic()
             at = int(stop)
             rows.append(measure(state))
-            _stop_on_nan(engine.fetch(state["bad_step"])[:count], rows[-1]["loss"][:count], stop, describe)
+            bad_step = engine.fetch(state["bad_step"])[:count]
+            if not keep_diverged:
+                _stop_on_nan(bad_step, rows[-1]["loss"][:count], stop, describe)
+            elif (bad_step >= 0).all():  # nothing of what follows is a number
+                rows += [rows[-1]] * (len(steps) - len(rows))
+                break
     _, x, y, labels = replica.evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
@@ -293,6 +300,15 @@ def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
         return replica.trained_params(experiment, replica.build_towers(experiment, jax.random.split(tower_key)))
 
     return jax.jit(jax.vmap(one))(keys)
+
+
+def first_bad_step(bad_step: np.ndarray, loss: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The step at which a replica's loss was first NaN or infinite, in training (bad_step [R], −1 for never) or on the held-out
+    pairs (loss [R, step], after the start); −1 for never, [R]."""
+    never = np.iinfo(np.int32).max
+    measured = np.where(np.isfinite(loss[:, 1:]), never, steps[1:]).min(axis=1, initial=never)
+    first = np.minimum(np.where(bad_step < 0, never, bad_step), measured)
+    return np.where(first == never, -1, first).astype(np.int32)
 
 
 def _stop_on_nan(bad_step, loss, step, describe):

@@ -26,6 +26,12 @@ def experiment():
     )  # fmt: skip
 
 
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def test_a_store_holds_what_memory_would_and_is_read_again(tmp_path, experiment, monkeypatch):
     arguments = dict(over={"loss.temperature": [0.05, 0.5]}, seeds=3, key=jax.random.key(0))
     stored = sweep(experiment, store=tmp_path / "s", **arguments)
@@ -57,16 +63,6 @@ def test_what_is_no_store_is_left_alone(tmp_path, experiment):
     assert (tmp_path / "s" / "thesis.tex").read_text() == "dear reader"
 
 
-def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experiment):
-    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
-    first = sweep(experiment, **arguments)
-    (tmp_path / "s" / "sweep.json").unlink()
-    with pytest.raises(ValueError, match=r"holds results and has lost its sweep.json; move it away"):
-        sweep(experiment, **arguments)
-    shutil.rmtree(tmp_path / "s" / resume.RESULTS / "done" / "c")
-    assert sweep(experiment, **arguments).equals(first)
-
-
 def test_schedules_with_other_numbers_are_other_sweeps(tmp_path, experiment):
     arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
     with_schedule = lambda *numbers: sim.Experiment(  # noqa: E731
@@ -80,29 +76,38 @@ def test_schedules_with_other_numbers_are_other_sweeps(tmp_path, experiment):
         sweep(with_schedule(1e-1, 1e-4), **arguments)
 
 
-def test_one_point_that_diverges_keeps_no_other_from_being_trained(tmp_path, experiment):
-    arguments = dict(over={"learning_rate": [1e30, 1e-3]}, seeds=8, key=jax.random.key(0), store=tmp_path / "s")
-    for _ in range(2):
-        with pytest.raises(
-            FloatingPointError, match=r"learning_rate = 1e\+30, seed 0.*the other 1 of 2 chunks are stored"
-        ):
-            sweep(experiment, **arguments)
-    assert np.isfinite(sim.load_sweep(tmp_path / "s").loss.values).all(axis=(1, 2)).tolist() == [False, True]
+def test_what_diverges_takes_nothing_with_it_and_is_trained_once(tmp_path, experiment, monkeypatch):
+    arguments = dict(over={"learning_rate": [1e-3, 1e30, 2e-3]}, seeds=2, key=jax.random.key(0))
+    says = r"at step \d+ in learning_rate = 1e\+30, seed 0 \(2 of 6 replicas\).*the others are stored in"
+    with pytest.raises(FloatingPointError, match=says):
+        sweep(experiment, store=tmp_path / "s", **arguments)
+    stored = sim.load_sweep(tmp_path / "s")
+    assert (stored.bad_step.values >= 0).tolist() == [[False, False], [True, True], [False, False]]
+    after = stored.step.values >= stored.bad_step.values[1, :, None]
+    for name in stored.data_vars.keys() - {"x", "y", "labels", "bad_step"}:
+        bad = np.isnan(stored[name].values).reshape(3, 2, len(after[0]), -1)
+        assert not bad[[0, 2]].any(), name
+        assert bad[1][after].all(), name
+        assert not bad[1][~after].any(), name
+    assert np.isnan(stored.x.values[1]).all()
+    tame = sweep(experiment, **arguments | dict(over={"learning_rate": [1e-3, 3e-3, 2e-3]}))
+    np.testing.assert_allclose(stored.loss.values[[0, 2]], tame.loss.values[[0, 2]], rtol=1e-6)
+    assert sweep(experiment, keep_diverged=True, **arguments).equals(stored)
+    with pytest.raises(FloatingPointError, match=r"learning_rate = 1e\+30"):
+        sweep(experiment, **arguments)
+    monkeypatch.setattr(sys.modules["simulator.sweep"], "train_replicas", None)  # nothing is trained again
+    with pytest.raises(FloatingPointError, match=says):
+        sweep(experiment, store=tmp_path / "s", **arguments)
+    assert sweep(experiment, store=tmp_path / "s", keep_diverged=True, **arguments).identical(stored)
 
 
-@pytest.mark.parametrize("name", ["done", "checksum"])
-def test_what_says_that_a_chunk_is_done_may_be_lost_as_well(tmp_path, experiment, name):
+@pytest.mark.parametrize("lose", [lambda mark: mark.unlink(), lambda mark: os.truncate(mark, 0), flip_a_bit])
+def test_what_says_that_a_chunk_is_done_may_be_lost_as_well(tmp_path, experiment, lose):
     arguments = dict(over={"eval_pairs": [16, 32]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
     whole = sweep(experiment, **arguments)
-    os.truncate(next(p for p in (tmp_path / "s" / resume.RESULTS / name / "c" / "1").rglob("*") if p.is_file()), 0)
-    with pytest.warns(UserWarning, match="trained again") if name == "checksum" else contextlib.nullcontext():
+    lose(mark := tmp_path / "s" / "done" / "1-0")
+    with pytest.warns(UserWarning, match="trained again") if mark.exists() else contextlib.nullcontext():
         assert sweep(experiment, **arguments).identical(whole)
-
-
-def flip_a_bit(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,6 @@ def test_a_chunk_that_was_damaged_is_trained_again_and_no_other(tmp_path, experi
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("sweep.json", "sweep.json was damaged"),
         (f"{resume.RESULTS}/zarr.json", "is not a whole store"),
         (f"{resume.RESULTS}/loss/zarr.json", "is not a whole store"),
     ],
@@ -142,20 +146,8 @@ def test_a_store_whose_description_is_damaged_is_refused(tmp_path, experiment, f
         with pytest.raises(ValueError, match=f"{says}.*move"):
             call()
     (tmp_path / "s" / file).unlink()
-    if file != "sweep.json":  # without it the store was never finished making
-        with pytest.raises(ValueError, match=r"is not a whole store.*move it away and run again"):
-            sweep(experiment, **arguments)
-
-
-def test_a_store_of_an_earlier_version_is_refused(tmp_path, experiment):
-    import zarr
-
-    arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
-    sweep(experiment, **arguments)
-    group = zarr.open_group(tmp_path / "s" / resume.RESULTS)
-    del group.attrs["arrays"]
-    with pytest.raises(ValueError, match="an earlier version of this program; load it with that one"):
-        sim.load_sweep(tmp_path / "s")
+    with pytest.raises(ValueError, match=r"is not a whole store.*move it away and run again"):
+        sweep(experiment, **arguments)
 
 
 def test_processes_that_run_one_program_are_refused(tmp_path, experiment, monkeypatch, key):
@@ -215,7 +207,7 @@ def test_a_store_is_continued_in_the_environment_that_it_was_begun_in(tmp_path, 
     whole = sweep(experiment, **arguments)
     with jax.threefry_partitionable(False):
         assert sweep(experiment, **arguments).identical(whole)  # nothing is left to train
-    shutil.rmtree(tmp_path / "s" / resume.RESULTS / "done" / "c" / "1")
+    (tmp_path / "s" / "done" / "1-0").unlink()
     said = r"s is not finished and was begun with other versions or settings: jax_threefry_partitionable \('True' there, 'False'"
     with jax.threefry_partitionable(False), pytest.raises(ValueError, match=said):
         sweep(experiment, **arguments)
