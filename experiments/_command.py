@@ -1,12 +1,11 @@
 """The installed command `gapsim`, under a name of its own beside the packages: `modality_gap_command`.
 
 PYTHONPATH stands before what is installed, and `experiments` and `simulator` are names that others use too. So this file
-looks for the folder with ours, loads them from there, and passes the way on to the processes that a command starts.
+looks for the folder with ours, puts it first, and passes the way on to the processes that a command starts.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from importlib.machinery import PathFinder
@@ -21,21 +20,15 @@ def home() -> Path | None:
     return next((f for f in folders if all((f / name / file).is_file() for name, file in OURS.items())), None)
 
 
-def load(folder: Path) -> None:
-    """Load both packages from a folder, whatever stands before it on the path, here and in processes started later."""
-    others = PathFinder.find_spec("experiments"), PathFinder.find_spec("simulator")
-    if any(spec is None or not spec.origin or Path(spec.origin).parents[1] != folder for spec in others):
+def lead(folder: Path) -> None:
+    """Make a folder the first to be looked in for both packages, here and in processes started later; imports neither."""
+    found = [PathFinder.find_spec(name) for name in OURS]
+    if any(spec is None or not spec.origin or Path(spec.origin).absolute().parents[1] != folder for spec in found):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
         sys.path.insert(0, str(folder))
     os.environ["PYTHONSAFEPATH"] = "1"  # `python -m experiments`: not from the current folder
     for name in OURS:
-        if name not in sys.modules:
-            spec = PathFinder.find_spec(name, [str(folder)])
-            assert spec is not None and spec.loader is not None, "`home` has seen its files"
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
-            spec.loader.exec_module(module)
-        file = getattr(sys.modules[name], "__file__", None)
+        file = getattr(sys.modules[name], "__file__", None) if name in sys.modules else folder / name / "__init__.py"
         if file is None or Path(file).absolute().parent != folder / name:
             sys.exit(f"gapsim: another package named {name!r} is loaded already, from {file}; start gapsim without it")
 
@@ -52,7 +45,7 @@ if (_home := home()) is None:
     sys.exit(
         "gapsim: simulator/ and experiments/ are not where they were installed; pip install modality-gap-simulator again"
     )
-load(_home)
+lead(_home)
 
 if __name__ == "__main__":
     sys.exit(main())

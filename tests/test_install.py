@@ -51,6 +51,7 @@ def test_another_package_of_our_name_is_passed_over(command, foreign, tmp_path):
     assert "gap_emergence" in done.stdout
     script = (
         "import subprocess, sys; import modality_gap_command\n"
+        "assert not {'jax', 'numpy'} & set(sys.modules)\n"  # --help answers at once
         "sys.exit(subprocess.run([sys.executable, '-m', 'experiments', 'run', '--help']).returncode)"
     )
     done = command(path=[foreign, tmp_path / "bin", ROOT], program=("-c", script))
