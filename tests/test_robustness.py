@@ -123,27 +123,122 @@ def test_exact_limits(arrays):
     np.testing.assert_allclose(sim.exact_robustness(same, np.zeros((2, 6)), sigma=0.5), 0.25, rtol=1e-9)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 64, 512])
-def test_gaussian_limit_meets_the_integral(rng, dimensions):
-    """Where the limit takes over it agrees with the integral; control: noncentralities off by a thousandth do not."""
-    from simulator.theory.robustness import _stays_nearest, _stays_nearest_in_the_limit
+def fine_integral(noncentral, bias, dimensions):
+    """The integral on 800 nodes with SciPy's own noncentral χ² functions, which hold for λ < 1e7 and moderate d."""
+    from scipy.stats import ncx2
 
-    noncentral, bias = 1e5 + np.array([0.0, 100.0, 400.0]), np.array([0.0, 50.0, -100.0])
-    exact = _stays_nearest(noncentral, bias, dimensions, 120)
-    assert abs(_stays_nearest_in_the_limit(noncentral, bias, dimensions, 120) - exact) < 2e-5
-    assert abs(_stays_nearest_in_the_limit(noncentral * 1.001, bias, dimensions, 120) - exact) > 4e-5
+    best = int(np.argmin(noncentral + bias))
+    others, shift = np.delete(noncentral, best), bias[best] - np.delete(bias, best)
+    nodes, weights = np.polynomial.legendre.leggauss(800)
+    centre = np.sqrt(noncentral[best] + dimensions)
+    low, high = max(centre - 8.5, 0.0), centre + 8.5
+    u = low + 0.5 * (high - low) * (1 + nodes)
+    threshold = np.maximum(u[:, None] ** 2 + shift[None, :], 0.0)
+    needed = np.sqrt(threshold) > np.sqrt(others + dimensions - 1)[None, :] - 8.0
+    log_survival = np.zeros(threshold.shape)
+    rows = np.broadcast_to(others, threshold.shape)
+    log_survival[needed] = np.log(np.maximum(ncx2.sf(threshold[needed], dimensions, rows[needed]), 1e-300))
+    density = 2 * u * ncx2.pdf(u**2, dimensions, noncentral[best])
+    return 0.5 * (high - low) * (weights * density) @ np.exp(log_survival.sum(axis=1))
 
 
-def test_thousand_classes_in_many_dimensions(rng):
-    """The regime where SciPy overflows and coarse quadrature fails."""
-    from simulator.theory.robustness import _stays_nearest
+# d, K, λ of the nearest row, spread of the others in v, spread of the biases in units of √λ.
+HARD = [
+    (2, 40, 0.3, 3.0, 0.0),
+    (2, 8, 400.0, 2.0, 0.5),
+    (16, 300, 1e4, 1.0, 0.0),
+    (512, 60, 900.0, 2.0, 3.0),
+    (1024, 200, 30.0, 4.0, 0.0),
+    (1024, 4, 9e6, 2.0, 1.0),
+]
 
-    gallery = rng.normal(size=(1000, 512)) / 512**0.5
-    query = gallery[:1] + 0.5 * rng.normal(size=(1, 512)) / 512**0.5
-    for sigma in (0.022, 0.05, 0.5):
-        found = sim.exact_robustness(gallery, query, sigma=sigma)[0]
-        finer = _stays_nearest(np.sum((gallery - query) ** 2, axis=1) / sigma**2, np.zeros(1000), 512, 500)
-        assert abs(found - finer) < 1e-9
+
+@pytest.mark.parametrize("case", HARD)
+def test_rows_and_grid_against_800_nodes(rng, case):
+    """Both ways to the integral, to 1e-9; control: a distance off by a thousandth of the noise is seen."""
+    from simulator.theory import robustness
+
+    dimensions, num_classes, nearest_row, spread, biases = case
+    v = np.sqrt(nearest_row) + np.append(0.0, spread * rng.random(num_classes - 1))
+    bias = biases * np.sqrt(nearest_row) * rng.random(num_classes)
+    expected = fine_integral(v**2, bias, dimensions)
+    assert 1e-4 < expected < 0.9999
+    gallery = v[:, None] * np.eye(1, dimensions)
+    found = sim.exact_robustness(gallery, np.zeros((1, dimensions)), sigma=1.0, bias=bias)[0]
+    assert abs(found - expected) < 1e-9
+    if not biases:
+        origin = np.floor(v[0])
+        many = int(2 * robustness.GRID * 40 / num_classes) + 1  # enough queries for the grid to be smaller
+        assert robustness._nodes(origin, dimensions)[2] <= 40
+        on_grid = robustness._many_queries(origin, np.tile(v - origin, (many, 1)), dimensions)
+        assert np.abs(on_grid - expected).max() < 1e-9
+        off = robustness._many_queries(origin, np.tile(v - origin + 1e-3 * (v > v[0]), (many, 1)), dimensions)
+        assert np.abs(off - expected).min() > 1e-6
+
+
+def test_thousands_of_rows_in_many_dimensions_share_the_chances():
+    """P = 1/K at one distance, to a part in 10⁹ of 1, on the grid and row by row, up to d = 100,000."""
+    from simulator.theory import robustness
+
+    for dimensions, v in ((2, 0.7), (4096, 31.2), (100_000, 1000.4), (3, 1e12)):
+        origin = min(np.floor(v), robustness.FAR)
+        for offsets in (np.full((1, 3000), 0.4), np.full((8, 300), 0.4)):
+            found = robustness._many_queries(origin, offsets, dimensions)
+            np.testing.assert_allclose(found, 1 / offsets.shape[1], atol=1e-10)
+
+
+def test_exact_at_any_size_place_and_type(arrays):
+    """One number for one geometry, whatever the units; a query on a row, equal rows, one row, huge and tiny noise."""
+    gallery, queries = (0.2 * a for a in arrays)
+    exact = sim.exact_robustness
+    for scoring in ("sqeuclidean", "dot"):
+        bias = 0.02 * np.arange(5.0)
+        plain = exact(gallery, queries, sigma=0.1, scoring=scoring)
+        biased = exact(gallery, queries, sigma=0.1, scoring=scoring, bias=bias)
+        for scale in (1e-160, 1e-30, 1e30, 1e150, 4e307):
+            scaled = dict(sigma=0.1 * scale, scoring=scoring)
+            np.testing.assert_allclose(exact(gallery * scale, queries * scale, **scaled), plain, atol=1e-12)
+            if 1e-150 < scale < 1e153:
+                found = exact(gallery * scale, queries * scale, bias=bias * scale * scale, **scaled)
+                np.testing.assert_allclose(found, biased, atol=1e-12)
+        halves = exact(gallery.astype("float16"), queries.astype("float16"), sigma=0.1, scoring=scoring)
+        np.testing.assert_allclose(halves, plain, atol=2e-2)
+        for sigma in (1e-300, 1e-155, 1e-20):
+            np.testing.assert_allclose(exact(gallery, queries, sigma=sigma, scoring=scoring), 1.0)
+            np.testing.assert_allclose(exact(gallery, queries, sigma=sigma, scoring=scoring, bias=bias), 1.0)
+            twice = exact(np.repeat(gallery, 2, axis=0), queries, sigma=sigma, scoring=scoring)
+            np.testing.assert_allclose(twice, 0.5)
+        np.testing.assert_allclose(exact(gallery, queries, sigma=1e200, scoring=scoring), 0.2)
+        for size in (1e30, 1e300):
+            alone = exact(gallery, queries, sigma=0.1, scoring=scoring, bias=size * np.arange(5.0))
+            np.testing.assert_allclose(alone, 1.0, rtol=1e-13)
+            np.testing.assert_allclose(
+                exact(gallery, queries, sigma=0.1, scoring=scoring, bias=np.full(5, size)), plain, atol=1e-12
+            )
+        for bad in (np.nan, np.inf, -np.inf):
+            with pytest.raises(ValueError, match="finite number for each of 5"):
+                exact(gallery, queries, sigma=0.1, scoring=scoring, bias=[0, 0, 0, 0, bad])
+    np.testing.assert_allclose(
+        exact(gallery + 1e6, queries + 1e6, sigma=0.1), exact(gallery, queries, sigma=0.1), atol=1e-8
+    )
+    np.testing.assert_allclose(exact(gallery, gallery, sigma=1e-9), 1.0)
+    with pytest.raises(ValueError, match="sigma"):
+        exact(gallery, queries, sigma=-0.1)
+
+
+def test_a_bias_over_long_distances_is_a_number(rng):
+    """Queries on shifted rows: the answer is far, the row that the query sits on is near but biased."""
+    gallery = rng.normal(size=(10, 16))
+    queries = gallery + 2 * rng.normal(size=16)
+    certificate = sim.GapCloser("compensated").fit(gallery, queries).certificate(gallery, queries, sigma=1e-4)
+    assert certificate.robustness_closed == pytest.approx(1.0)
+    # λ = 1e8 against 0: the answer's noise is a normal one of 2 v, the other's a chi-squared one of order d.
+    rows, bias, margin = 1e4 * np.eye(2, 16), np.array([0.0, 1e8]), 2e4
+    rows[1] = 0.0
+    from scipy.special import ndtr
+
+    found = sim.exact_robustness(rows, np.zeros((1, 16)), sigma=1.0, bias=bias + margin * np.eye(2)[1])[0]
+    assert found == pytest.approx(ndtr(1.0), abs=1e-4)
 
 
 def test_same_key_pairs_the_draws_across_alpha(arrays):

@@ -42,36 +42,12 @@ robustness at α = 0).
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
-
 import numpy as np
 
+from simulator.theory.noisy_distance import legendre_rule
 from simulator.validation import require_integer
 
 REACH = 7.5  # √χ² is a 1-Lipschitz function of Gaussians: it lies farther above its mean with chance below 1e-13 only
-
-
-class _Rule(NamedTuple):
-    """Gauss–Legendre on [−1, 1]: nodes [M]; weights [M]; cumulative [M, M], ∫_{−1}^{nodes[m]} g ≈ (cumulative @ g)[m]."""
-
-    nodes: np.ndarray
-    weights: np.ndarray
-    cumulative: np.ndarray
-
-
-@functools.lru_cache(maxsize=8)
-def _legendre_rule(num_nodes: int) -> _Rule:
-    """The rule with its spectral integration matrix, which integrates the interpolant through the nodes:
-    ℓ_i = Σ_n ½(2n+1) w_i P_n(t_i) P_n and ∫_{−1}^t P_n = (P_{n+1} − P_{n−1})/(2n+1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    values = np.polynomial.legendre.legvander(nodes, num_nodes)  # P_n(t_m), n = 0 … M
-    integrals = np.empty((num_nodes, num_nodes))
-    integrals[:, 0] = nodes + 1.0
-    order = np.arange(1, num_nodes)
-    integrals[:, 1:] = (values[:, 2:] - values[:, :-2]) / (2 * order + 1)[None, :]
-    scale = 0.5 * (2 * np.arange(num_nodes) + 1)
-    return _Rule(nodes, weights, (integrals * scale[None, :]) @ (values[:, :-1].T * weights[None, :]))
 
 
 def bessel_ratio(order, z) -> np.ndarray:
@@ -280,7 +256,7 @@ def _on_nodes(noncentralities, dimensions, num_nodes):
     dimensions = np.broadcast_to(np.asarray(dimensions, float), shape[:1])
     if dimensions.min() < 1:
         raise ValueError(f"dimensions are {dimensions.min():g} at least; expected 1 or more")
-    rule = _legendre_rule(num_nodes)
+    rule = legendre_rule(num_nodes)
     centre = np.sqrt(noncentralities.min(axis=1) + dimensions)
     low, high = np.maximum(centre - REACH, 0.0), centre + REACH
     half = 0.5 * (high - low)
