@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 ROUNDOFF = dict(bfloat16=2.0**-8, float16=2.0**-11, float32=2.0**-24, float64=2.0**-53)
-SAFETY = (
-    4.0  # times the root mean square bound: a Gaussian error exceeds it once in 10,000, rounding is 0.7 of the bound
-)
+# Times the root mean square bound: a Gaussian error exceeds it once in 10,000, and rounding is 0.7 of the bound.
+SAFETY = 4.0
 SKETCH_WIDTH = 8  # numbers kept of each row: of 10⁶ bfloat16 rows, no two that lie apart are taken for copies
 
 
