@@ -133,10 +133,22 @@ class Index:
         if self.scoring == "sqeuclidean":
             kept = exact_robustness(self.rows, mapped, sigma=sigma, bias=self.bias if self.bias.any() else None)
         else:
-            noise = sigma * np.linalg.norm(mapped, axis=1)
-            kept = margin_robustness(self.scores(queries), np.maximum(noise, 1e-150))
+            scaled, asked, noise = self._in_own_units(queries, sigma)
+            noise = noise * np.linalg.norm(scaled.map_queries(asked), axis=1)
+            kept = margin_robustness(scaled.scores(asked), np.maximum(noise, 1e-150))
         copies = equal_rows(self.rows)
         return np.minimum(kept * np.bincount(copies)[copies[self.search(queries)]], 1.0)
+
+    def _in_own_units(self, queries: Any, sigma: float) -> tuple[Index, np.ndarray, float]:
+        """The index, queries and noise divided by powers of two, so that no product overflows or vanishes; the same
+        answers, for scoring "dot"."""
+        queries = np.asarray(queries, float)
+        x, y = (int(np.frexp(max(np.abs(a).max() for a in pair))[1]) for pair in ((self.rows,), (queries, self.centre)))
+        scaled = dataclasses.replace(
+            self, rows=np.ldexp(self.rows, -x), bias=np.ldexp(self.bias, -(x + y)), centre=np.ldexp(self.centre, -y),
+            exact=None if self.exact is None else np.ldexp(self.exact, -x),
+        )  # fmt: skip
+        return scaled, np.ldexp(queries, -y), float(np.ldexp(sigma, -x))
 
     def inner_product(self) -> InnerProduct:
         """The same decisions as plain inner products of D + 1 numbers.

@@ -137,3 +137,16 @@ def test_copies_of_the_answer_keep_it(rule, rng):
     certificate = closer.certificate(thrice, queries, 0.5, sigma=0.5)
     assert certificate.robustness_closed == pytest.approx(found.mean())
     assert certificate.robustness > 0.4  # not a third of it
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-100, 1e100, 1e150])
+def test_robustness_of_the_centred_rule_at_any_size(rng, scale):
+    """Scores of 1e-320 keep three digits of float64, and the noise on them is no larger."""
+    gallery = rng.normal(size=(10, 16))
+    queries = gallery + rng.normal(size=(10, 16))
+    one, other = (
+        sim.GapCloser("centred").fit(gallery * s, queries * s).index(gallery * s).robustness(queries * s, sigma=0.5 * s)
+        for s in (1.0, scale)
+    )
+    assert 0.5 < one.mean() < 0.9
+    np.testing.assert_allclose(other, one, atol=2e-3 if scale < 1e-150 else 1e-9)
