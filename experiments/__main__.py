@@ -164,8 +164,8 @@ def _main(arguments: list[str] | None) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        return _terminal.say_error(error)
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError) as error:
+        return _terminal.say_error(str(error) or "there is not enough memory")
 
 
 def _gather_changes(arguments: list[str]) -> list[str]:

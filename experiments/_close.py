@@ -16,7 +16,7 @@ from simulator.embeddings import Embeddings
 from simulator.files import whole_file
 from simulator.postprocess import ALPHA_WORDS, SHIFTS, Centre, Rule
 from simulator.precision import equal_rows
-from simulator.validation import require_integer
+from simulator.validation import require_integer, require_memory
 
 LARGEST_GALLERY = 1 << 28  # values of a gallery that is held in memory: 2 GiB
 
@@ -58,6 +58,8 @@ def close(
             f"{x.file} has {x.file.shape[0]:,} rows of {x.file.shape[1]}; a gallery is held in memory, up to "
             f"{LARGEST_GALLERY:,} values: close it in parts, fitted in Python on a sample"
         )
+    if inner_product:
+        require_memory("--inner-product", x.file.shape[1], squares=3)
     rows = np.concatenate(list(x()))
     blocks: Callable = lambda words="": y(words, rows=max(1, TILE * TILE // len(rows)))  # noqa: E731
     closer.fit(rows, lambda: blocks("queries: fit"), roundoff=max(x.roundoff, y.roundoff) if normalize else 0.0)

@@ -15,7 +15,7 @@ from experiments import _page
 from simulator import geometry, precision, streaming
 from simulator.directions import complement
 from simulator.embeddings import Embeddings, load_labels
-from simulator.validation import require_integer, require_labels, require_number
+from simulator.validation import require_integer, require_labels, require_memory, require_number
 
 ALPHA_QUANTILES = dict(min=0.0, q05=0.05, q25=0.25, median=0.5, q75=0.75, q95=0.95, max=1.0)
 ROBUSTNESS_ROWS = 500  # each takes up to a third of a second at K = 1,000
@@ -85,9 +85,12 @@ def diagnose(
     require_integer("seed", seed, least=0)
     for name, value in (("temperature", temperature), ("sigma", sigma)):
         if value is not None:
-            require_number(name, value, above=0.0)
+            require_number(
+                name, value, least=1e-290, most=1e290
+            )  # beyond, 1/value or its product with a row is no number
     x, y = (Modality(Embeddings(path), normalize, progress) for path in (gallery, queries))
     require_match(x.file, y.file, paired)
+    require_memory("diagnose", x.file.shape[1], squares=6)
     truth = None
     if labels is not None:
         truth = require_labels(load_labels(labels), num_queries=len(y.file), num_classes=len(x.file))

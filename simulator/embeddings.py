@@ -8,11 +8,11 @@ through a buffered reader. An array inside a file that holds several is named af
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def load_embeddings(path: Path | str) -> np.ndarray:
 
 
 def load_labels(path: Path | str) -> np.ndarray:
-    """Whole numbers, [n]: an array of any format of `Embeddings`, or a text file with one per line."""
+    """Whole numbers, [n]: an array of any format of `Embeddings`, or text with one per line, also from a pipe
+    (`--labels <(seq 0 9)`)."""
     if _split(path, None)[0].suffix in _READERS:
         stored = _open(path, None, vectors=False)
         if len(stored.shape) != 1 or not stored.dtype.startswith(("int", "uint")):
@@ -121,12 +122,19 @@ def load_labels(path: Path | str) -> np.ndarray:
                 f"labels have shape {stored.shape} and dtype {stored.dtype} in {_label(stored.path, stored.name)}; "
                 "expected whole numbers [queries]"
             )
-        return np.concatenate([np.empty(0, int), *(block.astype(int) for block in stored.blocks(BLOCK_VALUES))])
-    path = _require_file(Path(path))
+        label = _label(stored.path, stored.name)
+        return np.concatenate([np.empty(0, int), *(_as_labels(block, label) for block in stored.blocks(BLOCK_VALUES))])
+    path = _require_file(Path(path), own_pipe=True)
     try:
         return np.array([int(line) for line in path.read_text().split()], int)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a list of whole numbers, one per line ({error})") from error
+
+
+def _as_labels(block: np.ndarray, label: str) -> np.ndarray:
+    if block.size and block.max() > np.iinfo(int).max:
+        raise ValueError(f"{label} holds the label {block.max()}; labels are gallery rows, whole numbers from 0")
+    return block.astype(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +166,15 @@ def _split(path: Path | str, name: str | None) -> tuple[Path, str | None]:
     return Path(path), name
 
 
-def _require_file(path: Path) -> Path:
+def _require_file(path: Path, own_pipe: bool = False) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; name one file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if not (path.is_file() or (own_pipe and path.is_fifo() and str(path).startswith(("/dev/", "/proc/self/")))):
+        raise ValueError(
+            f"{path} is no regular file (a pipe, a socket or a device); save what it gives in a file first"
+        )
     return path
 
 
@@ -172,14 +184,15 @@ def _label(path: Path, name: str | None) -> str:
 
 def _pick(path: Path, names: list[str], name: str | None, what: str = "array") -> str:
     """The one that was asked for, or the only one."""
+    name = names[0] if name is None and len(set(names)) == 1 else name
+    if name is not None and names.count(name) > 1:
+        raise _SaysAll(f"{path} has {names.count(name)} {what}s of the name {name!r}; give each a name of its own")
     if name in names:
         return name
-    if name is None and len(names) == 1:
-        return names[0]
     held = f"its {what}s are {', '.join(names)}" if names else f"it holds no {what}"
     if name is None:
-        raise ValueError(f"{path} does not say which {what} to read: {held}; name one of several as {path}:name")
-    raise ValueError(f"{path} has no {what} {name!r}: {held}")
+        raise _SaysAll(f"{path} does not say which {what} to read: {held}; name one of several as {path}:name")
+    raise _SaysAll(f"{path} has no {what} {name!r}: {held}")
 
 
 def _require_library(module: str, path: Path) -> Any:
@@ -192,8 +205,24 @@ def _require_library(module: str, path: Path) -> Any:
         ) from error
 
 
+class _SaysAll(ValueError):
+    """An error that names the file already."""
+
+
 def _damaged(label: str, error: Any) -> ValueError:
-    return ValueError(f"{label} is not a readable array ({' '.join(str(error).split())}); write the file again")
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return _SaysAll(f"{label} is not a readable array ({words}); write the file again")
+
+
+@contextlib.contextmanager
+def _reading(label: str) -> Generator[None, None, None]:
+    """Whatever a library says of bytes that it cannot read, as one error: damage reaches parsers and decompressors."""
+    try:
+        yield
+    except (_SaysAll, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(label, error) from error
 
 
 # .npy and .npz
@@ -218,13 +247,10 @@ def _open_npy(path: Path, name: str | None, vectors: bool) -> _Stored:
 
 
 def _open_npz(path: Path, name: str | None, vectors: bool) -> _Stored:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = _pick(path, [member.removesuffix(".npy") for member in archive.namelist()], name)
-            with archive.open(f"{name}.npy") as file:
-                shape, by_columns, dtype = _npy_header(file, _label(path, name))
-    except (zipfile.BadZipFile, EOFError, zlib.error, KeyError) as error:
-        raise _damaged(_label(path, name), error) from error
+    with _reading(_label(path, name)), zipfile.ZipFile(path) as archive:
+        name = _pick(path, [member.removesuffix(".npy") for member in archive.namelist()], name)
+        with archive.open(f"{name}.npy") as file:
+            shape, by_columns, dtype = _npy_header(file, _label(path, name))
     if by_columns and len(shape) > 1:
         raise ValueError(
             f"{_label(path, name)} is stored column by column, which a compressed file cannot be read by; save "
@@ -232,19 +258,16 @@ def _open_npz(path: Path, name: str | None, vectors: bool) -> _Stored:
         )
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-                _npy_header(file, _label(path, name))
-                yield from _row_blocks(file, _label(path, name), shape, dtype, rows)
-        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise _damaged(_label(path, name), error) from error
+        with _reading(_label(path, name)), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            _npy_header(file, _label(path, name))
+            yield from _row_blocks(file, _label(path, name), shape, dtype, rows)
 
     return _Stored(path, name, shape, dtype.name, blocks)
 
 
 def _npy_header(file: Any, label: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether columns are contiguous, dtype) of the .npy stream, which is left at its first value."""
-    try:
+    with _reading(label):
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
             shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
@@ -252,10 +275,10 @@ def _npy_header(file: Any, label: str) -> tuple[tuple[int, ...], bool, np.dtype]
             shape, by_columns, dtype = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"format version {version}")
-    except (ValueError, EOFError) as error:
-        raise _damaged(label, error) from error
+        if not all(0 <= length < 2**62 for length in shape):
+            raise ValueError(f"its shape is {shape}")
     if dtype.hasobject:
-        raise ValueError(f"{label} is not a readable array of numbers: it holds Python objects; {_HOW_TO_CONVERT}")
+        raise _SaysAll(f"{label} is not a readable array of numbers: it holds Python objects; {_HOW_TO_CONVERT}")
     return shape, by_columns and len(shape) > 1, dtype
 
 
@@ -284,18 +307,15 @@ def _column_blocks(file: Any, label: str, shape: tuple[int, ...], dtype: np.dtyp
 
 def _open_safetensors(path: Path, name: str | None, vectors: bool) -> _Stored:
     safetensors = _require_library("safetensors", path)
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            name = _pick(path, list(file.keys()), name, "tensor")
-            part = file.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), part.get_dtype()
-    except safetensors.SafetensorError as error:
-        raise _damaged(str(path), error) from error
+    with _reading(str(path)), safetensors.safe_open(path, "np") as file:
+        name = _pick(path, list(file.keys()), name, "tensor")
+        part = file.get_slice(name)
+        shape, dtype = tuple(part.get_shape()), part.get_dtype()
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
         for first in range(0, shape[0], rows):
             # A handle keeps every page that was read from it mapped: 794 MB for a file of 819 MB, against one block.
-            with safetensors.safe_open(path, "np") as file:
+            with _reading(_label(path, name)), safetensors.safe_open(path, "np") as file:
                 block = file.get_slice(name)[first : min(first + rows, shape[0])]
             yield block
 
@@ -309,15 +329,15 @@ def _open_safetensors(path: Path, name: str | None, vectors: bool) -> _Stored:
 
 def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
     arrow, parquet = _require_library("pyarrow", path), _require_library("pyarrow.parquet", path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema, num_rows = file.schema_arrow, file.metadata.num_rows
-    except (arrow.ArrowException, OSError) as error:
-        raise _damaged(str(path), error) from error
+    with _reading(str(path)), parquet.ParquetFile(path) as file:
+        schema, num_rows = file.schema_arrow, file.metadata.num_rows
     wanted = "vectors" if vectors else "whole numbers"
     kinds = (arrow.types.is_list, arrow.types.is_large_list, arrow.types.is_fixed_size_list)
     is_wanted = (lambda kind: any(test(kind) for test in kinds)) if vectors else arrow.types.is_integer
     columns = [field.name for field in schema if is_wanted(field.type)]
+    name = columns[0] if name is None and len(set(columns)) == 1 else name
+    if name in schema.names:
+        _pick(path, schema.names, name, "column")
     if name in schema.names and name not in columns:
         raise ValueError(
             f"{_label(path, name)} has dtype {schema.field(name).type}, not {wanted}; the columns of {wanted} are: "
@@ -327,13 +347,12 @@ def _open_parquet(path: Path, name: str | None, vectors: bool) -> _Stored:
     label, value = _label(path, name), schema.field(name).type
 
     def batches(rows: int) -> Iterator[Any]:
-        try:
-            # Without pre-buffering and with a small buffer, a row group is decoded page by page instead of held whole.
-            with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-                for batch in file.iter_batches(rows, columns=[name], use_threads=False):
-                    yield batch.column(0)
-        except (arrow.ArrowException, OSError) as error:
-            raise _damaged(label, error) from error
+        # Without pre-buffering and with a small buffer, a row group is decoded page by page instead of held whole.
+        with _reading(label), parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            for batch in file.iter_batches(rows, columns=[name], use_threads=False):
+                if batch.schema.names != [name]:  # a column "a.b" and a field b of a struct "a"
+                    raise ValueError(f"it gives {', '.join(batch.schema.names)} for {name}")
+                yield batch.column(0)
 
     width: tuple[int, ...] = ()
     if vectors:
@@ -374,9 +393,7 @@ def _parquet_rows(column: Any, label: str, first: int, width: tuple[int, ...]) -
         if column.null_count:
             row_with_null = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))) // width[0]
     if row_with_null is not None:
-        raise ValueError(
-            f"{label}: row {first + row_with_null} has a null; remove such rows (and their partners) first"
-        )
+        raise _null(label, first + row_with_null)
     return column.to_numpy(zero_copy_only=False).reshape(-1, *width)
 
 

@@ -6,7 +6,6 @@ Float64 NumPy: an invariance of decisions is a statement about exact arithmetic.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from simulator.files import whole_file
 from simulator.precision import equal_rows
 from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import margin_robustness
+from simulator.units import resolved
 from simulator.validation import require_number, require_one_of, require_rows
 
 LARGEST_BLOCK = 1 << 22  # scores held at once while searching: 32 MB
@@ -130,6 +130,7 @@ class Index:
         """
         require_number("sigma", sigma, above=0.0)
         mapped = self.map_queries(queries)
+        sigma = resolved(sigma, self.rows, mapped)
         if self.scoring == "sqeuclidean":
             kept = exact_robustness(self.rows, mapped, sigma=sigma, bias=self.bias if self.bias.any() else None)
         else:
@@ -176,14 +177,14 @@ class Index:
     @classmethod
     def load(cls, path: Path | str) -> Index:
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError for a file of another kind."""
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path} does not exist")
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise FileNotFoundError(f"{path} does not exist, or is no regular file")
         try:
             with np.load(path, allow_pickle=False) as stored:
                 fields: dict[str, Any] = {f.name: stored[f.name] for f in dataclasses.fields(cls) if f.name in stored}
             fields["scoring"] = str(fields["scoring"])
             return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damage reaches parsers, decompressors and checks of all kinds
             raise ValueError(f"{path} is not an index that `gapsim close` or Index.save wrote ({error})") from error
 
 

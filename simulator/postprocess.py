@@ -31,6 +31,7 @@ Centre = Literal["mean", "best"]
 SHIFTS = ("complement", "soft")  # rules that are a shift of the rows and nothing else
 PER_QUERY = ("complement", "centred")  # rules with a theorem for every query: theory.md N5, N6
 ALPHA_WORDS = ("best", "safe")
+LARGEST_ALPHA = 1e6  # 1 closes the gap
 GRID = 9  # values of α tried before the best one is refined
 ROBUSTNESS_QUERIES = 256  # random ones for exact robustness: Euclid takes up to a third of a second each at K = 1,000
 BLOCK_SCORES = 1 << 21  # scores of a block of queries: 16 MB
@@ -104,7 +105,7 @@ class GapCloser:
             if alpha not in ALPHA_WORDS:
                 raise ValueError(f"alpha is {alpha!r}; it must be a number, 'best' or 'safe'")
         else:
-            require_number("alpha", alpha)
+            require_number("alpha", alpha, least=-LARGEST_ALPHA, most=LARGEST_ALPHA)
         if self.num_components is not None:
             require_integer("num_components", self.num_components, least=0)
             if rule not in PER_QUERY:
@@ -154,14 +155,14 @@ class GapCloser:
             query of that size counts as 0); "safe" where no α is safe.
         """
         gallery, source = _checked(gallery, queries)
-        about, about_x = streaming.moments(source(), roundoff), precision.stored(gallery, roundoff)
+        squares = self.rule in ("soft", "optimal") or bool(self.num_components and self.rule == "centred")
+        about = streaming.moments(source(), roundoff, covariance=squares)
         self._num_rows, self._mean, centre, self._roundoff = len(gallery), gallery.mean(axis=0), about.mean, roundoff
         self._floor = precision.mean_floor(about.count, about.power, about.roundoff)
-        self.gap_, floor = centre - self._mean, precision.gap_floor(about_x, about)
+        self.gap_, floor = centre - self._mean, precision.gap_floor(precision.stored(gallery, roundoff), about)
         if self.rule not in ("centred", "optimal") and np.linalg.norm(self.gap_) <= floor:
             raise ValueError(no_gap(float(np.linalg.norm(self.gap_)), floor))
-        self._axes = self.metric_ = self.curve_ = None
-        self._rank = 0  # found where the rule needs it
+        self._axes, self.metric_, self.curve_, self._rank = None, None, None, 0  # found where the rule needs them
         if self.rule == "centred" and self.num_components:
             self._axes = leading_axes(about.covariance, self.num_components)
         some = None
@@ -268,7 +269,8 @@ class GapCloser:
                 return Index(gallery, bias, centre, "dot")
             return Index(gallery, bias, centre, "dot", axes=self._axes, exact=gallery @ self._axes.T)
         values, vectors = self._spectrum
-        root, inverse = ((vectors * values[None, :] ** power) @ vectors.T for power in (alpha / 2, -alpha / 2))
+        with np.errstate(all="ignore"):  # Index refuses what is no number
+            root, inverse = ((vectors * values[None, :] ** power) @ vectors.T for power in (alpha / 2, -alpha / 2))
         # Scaled so that the fitted rows, moved and mapped, have the mean power they had.
         moved = self._moment + (1 - alpha) ** 2 * np.outer(self._mean, self._mean)
         power = np.trace(inverse @ moved @ inverse)
@@ -354,7 +356,7 @@ class GapCloser:
             )
         if alpha is None:
             alpha = self.alpha_
-        require_number("alpha", alpha)
+        require_number("alpha", alpha, least=-LARGEST_ALPHA, most=LARGEST_ALPHA)
         return np.asarray(gallery, float), float(alpha)
 
     def _require_fitted(self):

@@ -14,6 +14,7 @@ import numpy as np
 
 from simulator import precision
 from simulator.losses import Similarity
+from simulator.validation import require_memory
 
 Source = Callable[[], Iterator[np.ndarray]]
 
@@ -32,7 +33,7 @@ def random_rows(source: Source, count: int, most: int, seed: int = 0) -> np.ndar
 class Moments(NamedTuple):
     """What one pass over the rows of a modality keeps.
 
-    count: number of rows; mean [d]; covariance [d, d], divided by count.
+    count: number of rows; mean [d]; covariance [d, d], divided by count, or the variances alone [d].
     half_means: [2, d], means of the even and of the odd rows, for `geometry.separability`.
     mean_direction: mean of the rows scaled to unit length [d].
     shortest, longest: smallest and largest norm of a row; first_zero: number of the first zero row, None without one.
@@ -56,14 +57,15 @@ class Moments(NamedTuple):
     @property
     def power(self) -> float:
         """Mean squared length of a row."""
-        return float(self.mean @ self.mean + np.trace(self.covariance))
+        variances = self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
+        return float(self.mean @ self.mean + np.sum(variances))
 
     def copies(self) -> np.ndarray:
         """A number for each row [n], one for rows that are equal up to rounding (`precision.copies`)."""
         return precision.copies(self.sketch, len(self.mean), self.roundoff)
 
 
-def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
+def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0, *, covariance: bool = True) -> Moments:
     """Mean, covariance and what else `Moments` holds, in one pass.
 
     Blocks are merged by n_ab C_ab = n_a C_a + n_b C_b + n_a n_b/(n_a + n_b) δδᵀ, δ the difference of their means, so
@@ -72,6 +74,7 @@ def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
     Args:
       blocks: the rows in order, [rows, d] each, float64.
       roundoff: of the type that the rows were stored in, where more bits than it has were computed since.
+      covariance: False keeps the variances alone, its diagonal: d numbers instead of d².
 
     Source: Chan, Golub & LeVeque 1983.
     """
@@ -82,7 +85,10 @@ def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
     for block in blocks:
         if not count:
             mean, directions = np.zeros((2, block.shape[1]))
-            scatter, halves = np.zeros((block.shape[1], block.shape[1])), np.zeros((2, block.shape[1]))
+            if covariance:
+                require_memory("the covariance", block.shape[1], squares=5)
+            scatter = np.zeros((block.shape[1],) * (2 if covariance else 1))
+            halves = np.zeros((2, block.shape[1]))
         norms = _norms(block)
         if first_zero is None and not norms.all():
             first_zero = count + int(np.argmin(norms))
@@ -103,8 +109,8 @@ def moments(blocks: Iterable[np.ndarray], roundoff: float = 0.0) -> Moments:
         centred = block - block_mean[None, :]
         step = block_mean - mean
         total = count + len(block)
-        scatter += centred.T @ centred
-        scatter += count * len(block) / total * np.outer(step, step)
+        scatter += centred.T @ centred if covariance else np.sum(centred**2, axis=0)
+        scatter += count * len(block) / total * (np.outer(step, step) if covariance else step**2)
         mean = mean + len(block) / total * step
         count = total
     sorted_digests = np.concatenate(digests)

@@ -92,3 +92,10 @@ def _largest(*arrays) -> float:
 def _exponent(value) -> int:
     """e with 2^{e−1} <= largest absolute value < 2^e; 0 for zeros."""
     return int(np.frexp(_largest(np.asarray(value)))[1])
+
+
+def resolved(sigma: float, *values: np.ndarray) -> float:
+    """σ, brought to between 1e-75 and 1e75 times the largest of these numbers: beyond, the noise alone decides or does
+    nothing, to the last digit of a probability, and σ² or its inverse would leave float64."""
+    largest = max(float(np.abs(each).max(initial=0.0)) for each in values) or 1.0
+    return float(np.clip(sigma, max(1e-75 * largest, 1e-150), min(1e75 * largest, 1e150)))

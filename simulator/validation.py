@@ -7,6 +7,7 @@ builds the traced value has had it checked before the trace.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,20 @@ def require_known(name: str, value: Any, known: Sequence[type]):
         raise ValueError(
             f"{name} is of class {type(value).__name__}; it must be of class {' or '.join(c.__name__ for c in known)} itself: "
             "training would ignore what another class or a subclass adds"
+        )
+
+
+def require_memory(what: str, dimensions: int, squares: int):
+    """Raise ValueError unless this machine has memory for so many square matrices [d, d] of float64 at once."""
+    needed = 8 * squares * dimensions**2
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    if needed > there:
+        raise ValueError(
+            f"{what} takes {needed / 2**30:,.0f} GiB for matrices of {dimensions:,} × {dimensions:,}, and this machine has "
+            f"{there / 2**30:,.0f} GiB; project the rows to fewer dimensions first (a random projection nearly keeps distances)"
         )
 
 

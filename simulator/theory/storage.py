@@ -33,6 +33,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.theory.robustness import gaussian_nodes, num_nodes_for
+from simulator.units import resolved
 from simulator.validation import require_number, require_rows, require_same_width
 
 STEEPEST = 16.0  # largest ratio of two noises that the quadrature resolves to 1e-9
@@ -194,6 +195,7 @@ def optimal_centre(gallery, queries, *, sigma: float, axes=None, tolerance: floa
     require_same_width(gallery, queries)
     require_number("sigma", sigma, above=0.0)
     gallery, queries = np.asarray(gallery, float), np.asarray(queries, float)
+    sigma = resolved(sigma, gallery, queries)
     scores = clean_scores(gallery, queries)
     scale = np.sqrt(np.mean(np.sum(queries**2, axis=1)))
 
