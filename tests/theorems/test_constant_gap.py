@@ -83,7 +83,7 @@ def test_law_refuses_what_is_not_positive(rate, scale):
 
 def test_an_exponent_five_per_cent_off_fails():
     """Either way, in the quick measurement and in the stored one."""
-    for data in (quick_measurement("constant_gap")[0],):
+    for data in (quick_measurement("constant_gap")[0], load_dataset(FIGURES / "constant_gap.nc")):
         assert data.sizes["seed"] >= 8
         for row in constant_gap.judge(data)[1:]:
             assert row.test.passes()
