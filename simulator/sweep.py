@@ -268,11 +268,12 @@ def _cut(shape: tuple[int, ...], is_static: list[bool]) -> tuple[int, ...]:
 
 def _train_chunks(groups: list[_Group], store: resume.SweepStore, arrays, config, progress: bool) -> None:
     """Train what is not done, sharing the work with other processes on the same store. As many chunks of a group are trained
-    together as give every device of this process a block; they are filled up to that by repeating the last replica, so that
-    one program serves all, and always for as many devices (XLA optimises it for a single one differently)."""
+    together as fill a block on every device of this process. What they lack of that repeats the last replica, so that one
+    program serves all, and always for as many devices (XLA optimises it for a single one differently)."""
     from tqdm import tqdm
 
     at_once = store.replicas_per_block * (jax.device_count() if groups[0].size > store.replicas_per_block else 1)
+    at_once = max(at_once, int(np.prod(store.cut)))
     places = _places(config)
     group_of = lambda chunk: int(places[store.region(chunk)].flat[0]) // groups[0].size  # noqa: E731
     done = resume.finished(store)
@@ -284,16 +285,9 @@ def _train_chunks(groups: list[_Group], store: resume.SweepStore, arrays, config
                         continue
                     rows = [places[store.region(chunk)].ravel() % groups[0].size for chunk in mine]
                     together = np.concatenate(rows)
-                    short = max(0, at_once - len(together))
+                    together = np.pad(together, (0, at_once - len(together)), mode="edge")
                     state = resume.unfinished(store, mine, jax.device_count())
-                    values = _train(
-                        groups[number],
-                        np.pad(together, (0, short), mode="edge"),
-                        store.replicas_per_block,
-                        True,
-                        False,
-                        state,
-                    )
+                    values = _train(groups[number], together, store.replicas_per_block, True, False, state)
                     first = 0
                     for chunk, part in zip(mine, rows, strict=True):
                         shape = places[store.region(chunk)].shape
@@ -318,8 +312,8 @@ def _places(config) -> np.ndarray:
 
 
 def _sets(waiting: list[resume.Chunk], store: resume.SweepStore, group_of, at_once: int):
-    """(number of a group, some of its chunks): enough to hold that many replicas, as far as there are."""
-    several = -(-at_once // int(np.prod(store.cut)))
+    """(number of a group, some of its chunks): as many as hold no more replicas than that."""
+    several = at_once // int(np.prod(store.cut))
     for number, chunks in itertools.groupby(sorted(waiting, key=group_of), key=group_of):
         chunks = list(chunks)
         for first in range(0, len(chunks), several):
