@@ -335,23 +335,27 @@ def _forget_damaged(store: SweepStore) -> None:
 @contextlib.contextmanager
 def _locked(store: SweepStore, chunk: Chunk) -> Generator[bool, None, None]:
     """Whether this process holds the lock of a chunk; where there are no locks, True and a warning."""
-    import fcntl
+    import filelock
 
-    with contextlib.ExitStack() as stack:
-        with said_where(store.path):
-            (store.path / ".locks").mkdir(exist_ok=True)
-            file = stack.enter_context((store.path / ".locks" / _name(chunk)).open("w"))
-            held = True
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in NO_LOCKS and not isinstance(error, BlockingIOError):
-                    raise
-                held = not isinstance(error, BlockingIOError)
-                if held:
-                    warnings.warn(
-                        f"{store.path}: its file system has no locks ({error}). This process goes on alone; another one on the same "
-                        "store would only repeat its work: to share it, put the store on a file system with locks, such as a local disk",
-                        stacklevel=2,
-                    )
-        yield held
+    # Without the fallback to a mere file: that would outlive a kill, and keep the chunk for ever.
+    lock, works = filelock.FileLock(store.path / ".locks" / _name(chunk), fallback_to_soft=False), True
+    with said_where(store.path):
+        (store.path / ".locks").mkdir(exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            works = False
+            warnings.warn(
+                f"{store.path}: its file system has no locks ({error}). This process goes on alone; another one on the same "
+                "store would only repeat its work: to share it, put the store on a file system with locks, such as a local disk",
+                stacklevel=2,
+            )
+    try:
+        yield lock.is_locked or not works
+    finally:
+        if lock.is_locked:
+            lock.release()

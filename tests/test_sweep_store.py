@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import warnings
@@ -15,6 +16,7 @@ import pytest
 import simulator as sim
 from simulator import replica, resume
 from simulator.sweep import _cut, sweep
+from tests.processes import ENVIRONMENT, ROOT
 
 
 @pytest.fixture
@@ -176,3 +178,8 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path, change):
     group.attrs.put(attributes)
     with pytest.raises(ValueError, match="another version of this program; load it with that one"):
         sim.load_sweep(tmp_path / "s")
+
+
+def test_nothing_needs_the_locks_of_one_system_to_be_imported():
+    code = "import sys; sys.modules['fcntl'] = None; import simulator, experiments.__main__, simulator.resume"
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}).returncode == 0
