@@ -39,15 +39,23 @@ def submit(
         raise ModuleNotFoundError(
             "jobs are submitted through submitit: pip install 'modality-gap-simulator[slurm]'"
         ) from error
-    try:
-        jobs = submitit.AutoExecutor(folder=Path(store) / ".jobs", cluster=executor)
-    except RuntimeError as error:
-        raise ValueError(f"{error}: there is no Slurm here; --executor local runs the jobs on this machine") from error
-    jobs.update_parameters(timeout_min=minutes, name="gapsim", cpus_per_task=cpus)
-    if gpus:
-        jobs.update_parameters(gpus_per_node=gpus)
-    if executor == "slurm" and partition is not None:
-        jobs.update_parameters(slurm_partition=partition)
+    folder = Path(store) / ".jobs"
+    # submitit ends what does not requeue itself when it sends its warning: some seconds before the limit, not half a minute.
+    if executor == "local":
+        jobs = submitit.LocalExecutor(folder=folder)
+        jobs.update_parameters(timeout_min=minutes, signal_delay_s=5, gpus_per_node=gpus)
+    else:
+        try:
+            jobs = submitit.AutoExecutor(folder=folder, cluster=executor)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{error}: there is no Slurm here; --executor local runs the jobs on this machine"
+            ) from error
+        jobs.update_parameters(timeout_min=minutes, name="gapsim", cpus_per_task=cpus, slurm_signal_delay_s=10)
+        if gpus:
+            jobs.update_parameters(gpus_per_node=gpus)
+        if partition is not None:
+            jobs.update_parameters(slurm_partition=partition)
     run = submitit.helpers.CommandFunction([sys.executable, "-m", "experiments", *arguments], verbose=False)
     return [jobs.submit(run) for _ in range(workers)]
 

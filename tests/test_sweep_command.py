@@ -75,7 +75,7 @@ def begin(tmp_path, *more):
 def processes_of(store) -> list[int]:
     """Ids of the trainers that work on a store."""
     found = subprocess.run(
-        ["pgrep", "-f", f"-m experiments sweep .*--store {store}.* --quiet"], capture_output=True, text=True
+        ["pgrep", "-f", "--", f"-m experiments sweep .*--store {store}.* --quiet"], capture_output=True, text=True
     )
     return [int(line) for line in found.stdout.split()]
 
@@ -84,35 +84,36 @@ def processes_of(store) -> list[int]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("killed", ["trainer", "job"])
 def test_a_killed_job_is_one_line_and_leaves_nobody_behind(tmp_path, killed):
-    (tmp_path / "grid.toml").write_text(GRID.format(steps=10_000_000))
-    process = begin(tmp_path, "--workers", "1", "--executor", "local", "--cpus", "1")
-    store = str(tmp_path / "s")
-    while process.poll() is None and not (tmp_path / "s" / "results.zarr").exists():
+    (tmp_path / "grid.toml").write_text(GRID.format(steps=100_000_000))
+    store = tmp_path / "s"
+    process = begin(tmp_path, "--workers", "1", "--executor", "local", "--cpus", "1", "--minutes", "9")
+    while process.poll() is None and not (store / "results.zarr").exists():
         time.sleep(0.1)
     (trainer,) = processes_of(store)
-    parent = int(re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{trainer}/status").read_text(), re.MULTILINE)[1])
-    os.kill(trainer if killed == "trainer" else parent, signal.SIGKILL)
-    _, error = process.communicate(timeout=120)
+    job = int(re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{trainer}/status").read_text(), re.MULTILINE)[1])
+    os.kill(trainer if killed == "trainer" else job, signal.SIGKILL)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == 2, error
     assert error.startswith("gapsim: job ")
     assert "was ended by " in error
     assert "0 of 2 chunks are stored; run the same command to continue (logs in s/.jobs)" in error
     assert error.count("\n") == 1
-    time.sleep(3)
-    assert processes_of(store) == []
+    while processes_of(store):  # or the time limit of this test
+        time.sleep(0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_repeating_a_job_at_its_limit_makes_progress(tmp_path):
-    """A chunk that needs several limits."""
-    (tmp_path / "grid.toml").write_text(GRID.format(steps=2_000_000))
-    steps = []
-    for _ in range(2):
+    """A chunk that needs several limits; compiling may need one of its own."""
+    (tmp_path / "grid.toml").write_text(GRID.format(steps=100_000_000))
+    state, steps = tmp_path / "s" / ".unfinished" / "0-0" / "run.json", []
+    while len(steps) < 2:
         process = begin(tmp_path, "--workers", "1", "--executor", "local", "--cpus", "1", "--minutes", "1")
         _, error = process.communicate(timeout=300)
         assert process.returncode == 2, error
         assert "reached its limit of 1 minute; 0 of 2 chunks are stored; run the same command to continue" in error
         assert error.count("\n") == 1
-        steps.append(json.loads((tmp_path / "s" / ".unfinished" / "0-0" / "run.json").read_text())["step"])
+        if state.exists():
+            steps.append(json.loads(state.read_text())["step"])
     assert 0 < steps[0] < steps[1]
