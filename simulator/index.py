@@ -130,8 +130,8 @@ class Index:
         """
         require_number("sigma", sigma, above=0.0)
         mapped = self.map_queries(queries)
-        sigma = resolved(sigma, self.rows, mapped)
         if self.scoring == "sqeuclidean":
+            sigma = resolved(sigma, self.rows, mapped)
             kept = exact_robustness(self.rows, mapped, sigma=sigma, bias=self.bias if self.bias.any() else None)
         else:
             scaled, asked, noise = self._in_own_units(queries, sigma)

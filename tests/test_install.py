@@ -63,7 +63,10 @@ def test_another_package_of_our_name_is_passed_over(command, foreign, tmp_path):
 
 
 def test_one_line_where_our_packages_are_not_found_or_another_is_loaded(command, foreign):
-    done = command("list", path=[foreign])
+    # -S: not even where an editable install points to
+    done = command(
+        "list", path=[foreign], program=("-S", str(Path(foreign).parent / "bin" / "modality_gap_command.py"))
+    )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "not where they were installed" in done.stderr
     (foreign / "sitecustomize.py").write_text(
