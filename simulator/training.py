@@ -186,7 +186,7 @@ def _typed(state, leaves):
 def _slices(start: int, stop: int, bar):
     """(first, last) of calls that take about a second each, so that progress shows and Ctrl-C is heard; where the steps
     are cut changes no bit."""
-    length = max(1, (stop - start) // 16)
+    length = max(1, min(16, (stop - start) // 16))  # how long a step takes is not known yet
     while start < stop:
         last = min(start + length, stop)
         started = time.monotonic()
