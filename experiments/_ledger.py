@@ -108,7 +108,8 @@ def _at_worst(check) -> tuple[float, float]:
     if check.kind == "slope":
         return float(predicted[0]), float(np.polyfit(np.log(check.at), np.log(measured), 1)[0])
     if check.kind == "monotone":
-        return float(predicted[0]), float(measured[-1] - measured[0])
+        ends = measured[..., np.argsort(check.at, kind="stable")[[0, -1]]].reshape(-1, 2).mean(axis=0)
+        return float(predicted[0]), float(ends[1] - ends[0])
     difference = np.abs(measured - predicted)
     if check.kind == "monte_carlo":
         difference = difference / np.asarray(check.standard_error)

@@ -3,8 +3,6 @@ their uncertainty as text."""
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 import simulator as sim
@@ -15,22 +13,19 @@ LEVEL = 1e-3
 
 
 def trend(values, at, sign: int) -> sim.Check:
-    """Whether `values` [seed, at] rise (sign = +1) or fall (−1) with `at`, seed by seed.
+    """Whether `values` [seed, at] rise (sign = +1) or fall (−1) with `at`.
 
-    Page's L = Σ_seeds Σ_j j · rank_j, the sum over seeds of the predicted order times the order found, against its exact
-    distribution when every order is equally likely within a seed. No shape of the trend and no distribution of the values
-    is assumed; seeds share data and start along `at`, so each is a block of its own. Equal values are ranked against the
-    claim. The check compares the p-value with 0.
+    Seeds share data and start along `at`, so steps are judged by their standard errors over seeds: none, to the neighbour
+    or further, may go the other way at `LEVEL` of Student's t, and the whole way must be shown at that level.
     """
+    from scipy.special import stdtrit
+
     values, at = np.asarray(values, float), np.asarray(at, float)
-    if values.ndim != 2 or values.shape[1] != len(at) or len(at) < 2 or not np.isfinite(values).all():
+    right_shape = values.ndim == 2 and values.shape[1] == len(at) and min(values.shape) >= 2
+    if not right_shape or not np.isfinite(values).all():
         raise ValueError(f"a trend needs finite values [seed, {len(at)}] at two points or more, not {values.shape}")
-    values = sign * values[:, np.argsort(at, kind="stable")]
-    # From the last point to the first, so that of two equal values the later one has the lower rank.
-    ranks = np.argsort(np.argsort(values[:, ::-1], axis=1, kind="stable"), axis=1)[:, ::-1] + 1
-    statistic = int(np.sum(ranks * np.arange(1, len(at) + 1)[None, :]))
-    below = np.cumsum(_page_distribution(len(values), len(at))[::-1])[::-1]
-    return sim.Check("absolute", 0.0, min(float(below[statistic]), 1.0), LEVEL)
+    signs, tolerance = np.full(len(at) - 1, float(sign)), float(-stdtrit(len(values) - 1, LEVEL))
+    return sim.Check("monotone", signs, values, tolerance, at=at)
 
 
 def shuffled(values, seed: int = 0):
@@ -73,26 +68,3 @@ def unbiased_gap(data):
     n = data.sizes["pair"]
     squared = data.gap_norm**2 - (data.alignment - data.gap_norm**2) / (n - 1)
     return np.sqrt(np.maximum(squared, 0.0))
-
-
-@functools.lru_cache(maxsize=16)
-def _page_distribution(num_seeds: int, num_points: int) -> np.ndarray:
-    """P(L = l) for l = 0, 1, …: one seed by counting orders over subsets of ranks, several by convolution."""
-    if num_points > 12:
-        raise ValueError(f"a trend over {num_points} points is too long for the exact test; use at most 12")
-    size = sum(j * j for j in range(1, num_points + 1)) + 1
-    counts = {0: np.eye(1, size)[0]}  # set of ranks used by the first points -> number of orders by their Σ j · rank
-    for j in range(1, num_points + 1):
-        longer: dict[int, np.ndarray] = {}
-        for used, number in counts.items():
-            for rank in range(1, num_points + 1):
-                if not used >> rank & 1:
-                    moved = np.concatenate([np.zeros(j * rank), number[: size - j * rank]])
-                    longer[used | 1 << rank] = longer.get(used | 1 << rank, 0.0) + moved
-        counts = longer
-    one = next(iter(counts.values()))
-    one = one / one.sum()
-    total = np.ones(1)
-    for _ in range(num_seeds):
-        total = np.convolve(total, one)
-    return total

@@ -51,14 +51,15 @@ class Check:
                        predicted 0.
           monte_carlo  max |measured − predicted| / standard_error; in standard errors.
           slope        |slope of log(measured) on log(at) − predicted|; absolute, in the exponent.
-          monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign between
-                       neighbours (in `standard_error`s); `predicted` is +1, −1 or 0 (free) per step. Infinite where
-                       that is within the tolerance but a stretch of one sign does not move that way by more than the
-                       tolerance from its first to its last value: neither a flat curve nor a reversed one passes.
+          monotone     largest z by which `measured`, ordered by `at`, moves against the predicted sign from one point of
+                       a stretch of one sign to a later one, neighbours first of all: the difference in its standard
+                       errors; `predicted` is +1, −1 or 0 (free) per step. Infinite where that is within the tolerance
+                       but a stretch does not move its way by more than the tolerance from its first to its last value:
+                       neither a flat curve nor a reversed one nor one that turns back passes.
       predicted, measured: arrays of one shape (for slope: a number, and the values at each `at`; for monotone: the signs
-        of the steps [m − 1], and the values [m]).
+        of the steps [m − 1], and the values, [m] with their errors or [seed, m] where seeds are pairs over `at`).
       tolerance: largest error that passes, > 0.
-      standard_error: like `measured`, for monte_carlo and monotone.
+      standard_error: like `measured`, for monte_carlo and for independent values of monotone; None for [seed, m].
       at: the abscissa, for slope and monotone.
     """
 
@@ -89,25 +90,31 @@ class Check:
 
     def _against_the_trend(self, signs, measured):
         order = np.argsort(np.asarray(self.at, float), kind="stable")
-        measured, spread = measured[order], np.asarray(self.standard_error, float)[order]
-        steps, signs = np.diff(measured), np.broadcast_to(signs, len(measured) - 1)
-        against = np.max(-signs * steps / np.hypot(spread[1:], spread[:-1]))
+        measured, signs = measured[..., order], np.broadcast_to(signs, len(order) - 1)
+        # differences[..., i, j] from point i to point j
+        differences = measured[..., None, :] - measured[..., :, None]
+        if self.standard_error is None:
+            error = np.std(differences, axis=0, ddof=1) / len(measured) ** 0.5
+            differences = np.mean(differences, axis=0)
+        else:
+            spread = np.asarray(self.standard_error, float)[order]
+            error = np.hypot(spread[None, :], spread[:, None])
+        # Equal values are no step, also where they have no error.
+        z = np.divide(differences, error, out=np.zeros_like(differences), where=differences != 0)
+        ways = [(signs[s[0]], z[s[0] : s[-1] + 2, s[0] : s[-1] + 2]) for s in _stretches(signs)]
+        against = max(np.max(-sign * z[np.triu_indices(len(z), 1)]) for sign, z in ways)
         if not against <= self.tolerance:
             return against
-        for stretch in np.split(np.arange(len(signs)), np.flatnonzero(np.diff(signs)) + 1):
-            first, last = stretch[0], stretch[-1] + 1
-            moved = signs[first] * (measured[last] - measured[first])
-            if signs[first] and moved <= self.tolerance * np.hypot(spread[first], spread[last]):
-                return np.inf  # no trend is shown
-        return against
+        return against if all(sign * z[0, -1] > self.tolerance for sign, z in ways) else np.inf  # no trend is shown
 
     def passes(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.error() <= self.tolerance
 
     def perturbed(self, times: float = 3.0) -> Check:
-        """The same stored measurement under a prediction moved by `times` the tolerance (a trend: under shuffled
-        labels). It must fail: a check that passes it could not have seen an error of that size."""
+        """The same stored measurement under a prediction moved by `times` the tolerance (a trend: the measurement turned
+        back after two thirds of its last stretch). It must fail: a check that passes it could not have seen an error of
+        that size."""
         predicted = np.asarray(self.predicted, float)
         if self.kind == "identity":
             return dataclasses.replace(self, predicted=predicted * (1 + times * self.tolerance))
@@ -115,12 +122,27 @@ class Check:
             shift = times * self.tolerance * np.asarray(self.standard_error, float)
             return dataclasses.replace(self, predicted=predicted + shift)
         if self.kind == "monotone":
-            at = np.asarray(self.at)
-            shuffled = np.random.default_rng(0).permutation(at)
-            if np.array_equal(shuffled, at):  # of two labels every other shuffle
-                shuffled = shuffled[::-1]
-            return dataclasses.replace(self, at=shuffled)
+            return self._turned_back(predicted)
         return dataclasses.replace(self, predicted=predicted + times * self.tolerance)
+
+    def _turned_back(self, signs) -> Check:
+        order = np.argsort(np.asarray(self.at, float), kind="stable")
+        steps = _stretches(np.broadcast_to(signs, len(order) - 1))[-1]
+        first, last = steps[0], steps[-1] + 1
+        places = np.arange(len(order))
+        turn = first + round(2 / 3 * len(steps)) if len(steps) > 1 else first
+        # 5, 4, 3, 2, 1, 0, −1 becomes 5, 4, 3, 2, 1, 2, 3; of a single step the two ends change places.
+        places[turn : last + 1] = 2 * turn - places[turn : last + 1] if len(steps) > 1 else (last, first)
+        index = np.empty_like(order)
+        index[order] = order[places]
+        error = None if self.standard_error is None else np.asarray(self.standard_error)[index]
+        return dataclasses.replace(self, measured=np.asarray(self.measured)[..., index], standard_error=error)
+
+
+def _stretches(signs) -> list[np.ndarray]:
+    """Indices of the steps of each run of one predicted sign, without the free ones."""
+    runs = np.split(np.arange(len(signs)), np.flatnonzero(np.diff(signs)) + 1)
+    return [run for run in runs if signs[run[0]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -59,7 +59,14 @@ def test_what_goes_against_a_trend_is_told_from_what_shows_none():
     assert flat.error() == np.inf
 
 
-def test_two_labels_are_always_shuffled():
+def test_a_way_back_over_several_points_counts_as_one_over_one():
+    back = Check("monotone", np.ones(3), np.array([0.0, 9.0, 6.0, 3.0]), 4.0, np.ones(4), AT)
+    assert back.error() == pytest.approx(6 / 2**0.5)
+    free = Check("monotone", np.array([1.0, 0.0, 1.0]), np.array([0.0, 9.0, 6.0, 12.0]), 4.0, np.ones(4), AT)
+    assert free.passes()
+
+
+def test_a_single_step_is_turned_back():
     assert not Check("monotone", np.ones(1), np.array([0.0, 8.0]), 4.0, np.ones(2), AT[:2]).perturbed().passes()
 
 

@@ -1,66 +1,96 @@
 """The trend test of the published claims."""
 
-import itertools
+import dataclasses
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from experiments._trends import LEVEL, _page_distribution, shuffled, spread, stated, trend, unbiased_gap
+from experiments._trends import LEVEL, spread, stated, trend, unbiased_gap, worst
+
+U_TURN = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 2.2, 3.2])
+AT = np.arange(7)
 
 
-def test_distribution_by_enumeration():
-    """Two seeds, three points: all 36 pairs of orders by hand."""
-    sums = [sum((j + 1) * r for j, r in enumerate(order)) for order in itertools.permutations([1, 2, 3])]
-    expected = np.bincount([a + b for a in sums for b in sums], minlength=29) / 36
-    np.testing.assert_allclose(_page_distribution(2, 3), expected, atol=1e-15)
+def seeds_of(curve, rng, scatter=0.5, seeds=8):
+    """Values [seed, at] about a curve, with a level of each seed's own."""
+    return np.asarray(curve) + scatter * rng.normal(size=(seeds, len(curve))) + 5 * rng.normal(size=(seeds, 1))
 
 
-def test_against_scipy(rng):
+@pytest.mark.parametrize("seeds", [8, 12])
+def test_a_u_turn_is_no_fall(rng, seeds):
+    """Page's L, which counts orders, takes it for one; the same curve without the turn is one."""
     from scipy.stats import page_trend_test
 
-    values = rng.normal(size=(6, 4)) + 0.6 * np.arange(4)[None, :]
-    expected = page_trend_test(values, method="exact").pvalue
-    assert trend(values, np.arange(4), +1).error() == pytest.approx(expected, rel=1e-10)
-    assert trend(values[:, ::-1], np.arange(4), -1).error() == pytest.approx(expected, rel=1e-10)
-    assert trend(-values, np.arange(4), -1).error() == pytest.approx(expected, rel=1e-10)
+    values = seeds_of(U_TURN, rng, seeds=seeds)
+    assert page_trend_test(-values).pvalue < LEVEL
+    check = trend(values, AT, -1)
+    assert not check.passes()
+    assert check.error() > check.tolerance
+    straight = trend(seeds_of([5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0], rng, seeds=seeds), AT, -1)
+    assert straight.passes()
+    assert not straight.perturbed().passes()
 
 
-def test_size_and_power(rng):
-    """Without a trend the p-value is rarely small, with one it always is; shuffled labels take it away."""
-    without = [trend(rng.normal(size=(8, 5)), np.arange(5), +1).error() for _ in range(2000)]
-    assert abs(np.mean(np.array(without) <= 0.05) - 0.05) < 4 * (0.05 * 0.95 / 2000) ** 0.5 + 0.01
-    values = rng.normal(size=(8, 5)) + np.arange(5)[None, :]
-    assert trend(values, np.arange(5), +1).passes()
-    assert not trend(values, np.arange(5), -1).passes()
-    assert np.mean([trend(shuffled(values, s), np.arange(5), +1).passes() for s in range(200)]) < 0.02
+def test_a_slow_way_back_is_seen(rng):
+    """No step back is shown by itself, all of them together are."""
+    values = seeds_of([0.0, 6.0, 5.6, 5.2, 4.8, 4.4, 4.0], rng, seeds=12)
+    steps = np.diff(values, axis=1)[:, 1:]
+    check = trend(values, AT, +1)
+    assert np.all(np.abs(steps.mean(axis=0) / steps.std(axis=0, ddof=1) * 12**0.5) < check.tolerance)
+    assert check.tolerance < check.error() < np.inf
+
+
+def test_turned_back_is_the_u_turn():
+    """What `perturbed` judges: the last third of the last stretch goes the way back, in the order of `at`."""
+    order = np.array([3, 0, 6, 1, 5, 2, 4])
+    line = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0]] * 2)
+    turned = trend(line[:, order], order, -1).perturbed()
+    np.testing.assert_array_equal(turned.measured, np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 2.0, 3.0]] * 2)[:, order])
+    peaked = dataclasses.replace(trend(line, AT, -1), predicted=np.array([1.0, 1, 1, -1, -1, -1]))
+    np.testing.assert_array_equal(peaked.perturbed().measured[0], [5, 4, 3, 2, 1, 0, 1])
+    np.testing.assert_array_equal(trend(line[:, :2], AT[:2], -1).perturbed().measured[0], [4, 5])
+
+
+def test_what_cannot_see_a_turn_says_so(rng):
+    """A rise that ends on a plateau, with a scatter that hides the way back: turned back it passes still."""
+    values = seeds_of([0.0, 6.0, 6.0, 6.0, 6.1, 6.1, 6.2], rng)
+    assert trend(values, AT, +1).passes()
+    assert trend(values, AT, +1).perturbed().passes()
+
+
+def test_level(rng):
+    """Without a trend the whole way is shown in one of a thousand: of 20,000 sets of two points in 20 ± 4·√20 or fewer."""
+    passed = sum(trend(values, AT[:2], +1).passes() for values in rng.normal(size=(20_000, 8, 2)))
+    assert 2 <= passed <= 20 + 4 * 20**0.5
+
+
+def test_seeds_are_pairs(rng):
+    """A level of each seed's own, far larger than the trend, does not hide it."""
+    values = seeds_of(AT, rng, scatter=0.1)
+    assert np.std(values[:, 0], ddof=1) > 3
+    assert trend(values, AT, +1).passes()
+    alone = rng.permuted(values, axis=0)  # the same values at every point, seeds mixed
+    assert not trend(alone, AT, +1).passes()
 
 
 def test_points_in_any_order(rng):
-    values = rng.normal(size=(8, 5)) + np.arange(5)[None, :]
-    order = np.array([3, 0, 4, 1, 2])
-    assert trend(values[:, order], order, +1).error() == trend(values, np.arange(5), +1).error()
+    values = seeds_of(AT, rng)
+    order = np.array([3, 0, 6, 1, 5, 2, 4])
+    assert trend(values[:, order], order, +1).error() == pytest.approx(trend(values, AT, +1).error(), rel=1e-12)
 
 
-def test_equal_values_count_against_the_claim():
+def test_equal_values_are_no_trend():
     flat = np.zeros((8, 4))
-    assert trend(flat, np.arange(4), +1).error() == pytest.approx(1.0)
-    assert trend(flat, np.arange(4), -1).error() == pytest.approx(1.0)
-    stepped = np.tile([0.0, 0.0, 1.0, 1.0], (8, 1))
-    assert trend(stepped, np.arange(4), +1).error() > trend(np.tile(np.arange(4.0), (8, 1)), np.arange(4), +1).error()
+    assert trend(flat, AT[:4], +1).error() == trend(flat, AT[:4], -1).error() == np.inf
+    stepped = np.tile([0.0, 0.0, 1.0, 1.0], (8, 1)) + np.linspace(0, 0.1, 8)[:, None] * [0.0, 0.0, 1.0, 1.0]
+    assert trend(stepped, AT[:4], +1).passes()
+    assert not trend(stepped, AT[:4], -1).passes()
 
 
-def test_smallest_p_value():
-    best = trend(np.tile(np.arange(3.0), (8, 1)), np.arange(3), +1)
-    assert best.error() == pytest.approx(6.0**-8, rel=1e-6)
-    assert best.error() < LEVEL
-
-
-def test_shuffled_keeps_the_values_of_each_seed(rng):
-    values = rng.normal(size=(8, 5))
-    moved = shuffled(values)
-    np.testing.assert_array_equal(np.sort(moved, axis=1), np.sort(values, axis=1))
-    assert (moved != values).any(axis=1).sum() >= 7
+def test_the_worst_curve_speaks(rng):
+    rises, falls = (trend(seeds_of(sign * AT, rng), AT, +1) for sign in (1, -1))
+    assert worst([rises, falls]) is falls
 
 
 def test_gap_without_its_sampling_error(rng):
@@ -99,7 +129,9 @@ def test_stated(value, error, text):
     assert stated(value, error) == text
 
 
-@pytest.mark.parametrize("values", [np.zeros((8, 1)), np.zeros(5), np.full((8, 5), np.nan), np.zeros((8, 4))])
+@pytest.mark.parametrize(
+    "values", [np.zeros((8, 1)), np.zeros((1, 5)), np.zeros(5), np.full((8, 5), np.nan), np.zeros((8, 4))]
+)
 def test_bad_values(values):
     with pytest.raises(ValueError, match="trend needs"):
         trend(values, np.arange(5) if values.shape[-1] != 1 else np.arange(1), +1)

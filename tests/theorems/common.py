@@ -15,7 +15,7 @@ def quick_measurement(stem: str):
 
 def check_claim(stem: str, folder):
     """Judge the QUICK measurement after a round trip through a file: expected verdicts; controls rejected; the same
-    measurement under a prediction moved by three tolerances (a trend: under shuffled labels) fails; a figure appears."""
+    measurement under a prediction moved by three tolerances (a trend: turned back at two thirds) fails; a figure appears."""
     data, seconds = quick_measurement(stem)
     data = load_dataset(save_dataset(data, folder / f"{stem}.nc"))
     module = _ledger.load(stem)
