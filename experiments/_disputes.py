@@ -200,7 +200,7 @@ def _cone_sentence(results: Results) -> str:
     towers = shapes.isel(step=-1).sel(encoder="MLP towers")
     final = lambda shape, i: over_seeds(towers.gap_norm.sel(shape=shape).isel(angle=i))  # noqa: E731
     corner = same.widest_gap.sel(batch_size=same.batch_size.min()).transpose("setting", "seed", "step")
-    grown, hot, _ = (corner.sel(setting=name).values for name in same.setting.values)
+    grown, hot, *_ = (corner.sel(setting=name).values for name in same.setting.values)
     return (
         f"Its separation is, its shape is not: at τ = 0.01 towers that start {np.degrees(float(towers.angle[-1])):.0f}° apart end at G = "
         f"{final('isotropic', -1)} (isotropic) or {final('collapsed', -1)} (collapsed), together at {final('isotropic', 0)} or "

@@ -92,6 +92,7 @@ def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
                 assumed=claim.assumes,
                 condition=row.condition,
                 effect=row.effect,
+                five_percent_off=row.five_percent_off(),
                 expected=expected,
                 control=row.control_name,
                 control_error=_finite(row.control.error()),
@@ -170,11 +171,14 @@ def ledger_table(rows: list[dict[str, Any]]) -> str:
 
 def needs_reason(row: dict[str, Any]) -> bool:
     """Whether a row says more than that its statement holds as it stands."""
-    return row["verdict"] != "holds" or bool(row["effect"])
+    return row["verdict"] != "holds" or bool(row["effect"]) or row["five_percent_off"].startswith("passes")
 
 
 def reason(row: dict[str, Any]) -> str:
     """Why a row does not simply hold: its condition, what was measured and how large the effect is, what was assumed."""
     verdict = {"holds": "holds:", "holds if": "holds if", "refuted": "is refuted:"}[row["verdict"]]
-    parts = [f"{verdict} {row['condition']}".rstrip(" :"), f"measured: {row['effect']}", f"assumed: {row['assumed']}"]
+    parts = [f"{verdict} {row['condition']}".rstrip(" :"), f"measured: {row['effect']}"][: 1 + bool(row["effect"])]
+    if row["five_percent_off"].startswith("passes"):
+        parts.append(f"a prediction 5 % off {row['five_percent_off']}")
+    parts.append(f"assumed: {row['assumed']}")
     return f"{row['claim']} {row['stem']}: {row['check']} {'; '.join(parts)}"

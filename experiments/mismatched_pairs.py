@@ -11,7 +11,7 @@ import numpy as np
 import simulator as sim
 from experiments import _figures
 from experiments._designs import retrieval, train_points
-from experiments._trends import shuffled, spread, trend, unbiased_gap, worst
+from experiments._trends import spread, trend, unbiased_gap, worst
 from simulator.losses import normalize_rows
 from simulator.theory import mismatch
 from simulator.theory.freezing import simplex_pairs
@@ -37,7 +37,8 @@ CAPTION = (
     "depends on the starting angle (± 2 standard errors over four seeds), and (c) all at the least loss (the largest of "
     "the seeds). Towers trained on a fixed set with wrong pairs, measured on right ones: gap against (d) the share of wrong "
     "pairs, from two cones apart and together; (e) the chance per step that a pair changes sides; (f) the temperature at "
-    "which a schedule ends. Bars: ± 2 standard errors over 12 seeds; dashed grey: labels shuffled within seeds (control)."
+    "which a schedule ends. Bars: ± 2 standard errors over 12 seeds. Grey, dashed: near misses: (b) the angle counted on past "
+    "180°, (d) modalities exchanged at random, (e) every pair exchanged, which mixes none, (f) temperatures × 1,000."
 )
 
 
@@ -49,6 +50,7 @@ class Config:
     exact_shares: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6)
     exact_temperatures: tuple[float, ...] = (0.07, 0.1, 0.15)
     angles: tuple[float, ...] = (np.pi / 12, np.pi / 3, 2 * np.pi / 3, np.pi)
+    angle_past: float = 5 * np.pi / 3  # the near miss: as far apart as at π/3
     flow_seeds: int = 4
     flow_share: float = 0.2
     flow_temperature: float = 0.1
@@ -56,6 +58,7 @@ class Config:
     shares: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
     swapping: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.5)
     final_temperatures: tuple[float, ...] = (0.1, 0.2, 0.4)
+    linear: float = 1000.0  # times every temperature: the loss is linear in the cosines, whatever the schedule
     temperature: float = 0.05
     share: float = 0.1
     stages: int = 4
@@ -125,14 +128,15 @@ def _free_flow(config: Config):
 
     n, d = config.exact_pairs, config.exact_pairs + 4
     weights = mismatch.pairing_with_wrong_pairs(n, config.flow_share)
-    shape = (config.flow_seeds, len(config.angles))
+    angles = (*config.angles, config.angle_past)
+    shape = (config.flow_seeds, len(angles))
     gap, excess, largest, smallest = (np.empty(shape) for _ in range(4))
     least = mismatch.predicted_least_loss(n, config.flow_share)
     with jax.enable_x64(True):
         for s, a in np.ndindex(shape):
             rng = np.random.default_rng([config.seed, s])
             axes = np.linalg.qr(rng.normal(size=(d, 2)))[0].T
-            means = axes[0], np.cos(config.angles[a]) * axes[0] + np.sin(config.angles[a]) * axes[1]
+            means = axes[0], np.cos(angles[a]) * axes[0] + np.sin(angles[a]) * axes[1]
             x, y = (normalize_rows(mean[None, :] + 0.05 * rng.normal(size=(n, d))) for mean in means)
             path = sim.gradient_flow(
                 x, y, times=[0.0, config.flow_time], temperature=config.flow_temperature, max_step=0.08,
@@ -153,7 +157,7 @@ def _free_flow(config: Config):
         predicted_difference=mismatch.predicted_logit_difference(n, config.flow_share),
         difference_near_miss=np.log(n * (1 - config.flow_share) / config.flow_share),
     )
-    coords = dict(angle=list(config.angles), flow_seed=np.arange(config.flow_seeds))
+    coords = dict(angle=list(angles), flow_seed=np.arange(config.flow_seeds))
     return xr.Dataset({name: (dims, value) for name, value in values.items()} | constants, coords=coords)
 
 
@@ -174,12 +178,17 @@ def _towers(config: Config, progress: bool):
     )
     apart, same = np.pi / 2, config.temperature
     points = [(apart, p, 0.0, same) for p in config.shares] + [(0.0, p, 0.0, same) for p in config.shares]
-    points += [(apart, config.share, q, same) for q in config.swapping]
+    points += [(apart, config.share, q, same) for q in (*config.swapping, 1.0)]
     points += [(apart, config.share, 0.0, t) for t in config.final_temperatures]
+    # Near misses: a coin decides the sides of every pair; every schedule far above the cosines.
+    ends = (min(config.shares), max(config.shares))
+    points += [(apart, p, 0.5, same) for p in ends]
+    points += [(apart, config.share, 0.0, config.linear * t) for t in (same, *config.final_temperatures)]
     angle, share, swap, final = np.array(points).T
+    first = np.where(final > config.linear * same / 2, config.linear * same, same)
     parts, params = [], None
     for stage in range(config.stages):
-        rising = same * (final / same) ** (stage / (config.stages - 1))
+        rising = first * (final / first) ** (stage / (config.stages - 1))
         fields = {
             "start.angle": angle, "data.mismatched": share, "swap_probability": swap, "loss.temperature": rising,
         }  # fmt: skip
@@ -195,12 +204,16 @@ def _towers(config: Config, progress: bool):
         xr.DataArray(["apart", "together"], dims="start", name="start"),
     )
     # The point without swapping and without a schedule is one of the shares.
-    swapped = data.isel(point=[plain, *range(2 * many, 2 * many + len(config.swapping))])
-    scheduled = data.isel(point=[plain, *range(2 * many + len(config.swapping), len(points))])
-    merged = {}
+    sizes = len(config.swapping) + 1, len(config.final_temperatures), len(ends), len(config.final_temperatures) + 1
+    swaps, schedules, coins, linear = (
+        list(range(stop - size, stop)) for size, stop in zip(sizes, 2 * many + np.cumsum(sizes), strict=True)
+    )
+    swapped, scheduled, by_coin = (data.isel(point=at) for at in ([plain, *swaps], [plain, *schedules], coins))
+    merged = dict(linear_gap=data.gap.isel(point=linear).rename(point="final_temperature"))
     for part, name, values, label in (
         (both, "share", config.shares, "share"),
-        (swapped, "swap", (0.0, *config.swapping), "swap"),
+        (swapped, "swap", (0.0, *config.swapping, 1.0), "swap"),
+        (by_coin, "coin_share", ends, "coin"),
         (scheduled, "final_temperature", (config.temperature, *config.final_temperatures), "schedule"),
     ):
         part = part.rename(point=name).assign_coords({name: list(values)})
@@ -232,13 +245,14 @@ def judge(data) -> list[sim.Row]:
     def slopes(gaps):
         return [np.polyfit(share[1:], curve[1:], 1)[0] for curve in gaps.values]
 
-    def row(text, values, at, sign, outside=None, **reason):
+    def row(text, values, sign, near_miss, name, outside=None, **reason):
+        along = lambda curve: trend(curve, curve[curve.dims[-1]].values, sign)  # noqa: E731
         return sim.Row(
-            f"{text} ({ends(values, at)})",
-            trend(values, at, sign),
-            trend(shuffled(values), at, sign),
-            "labels shuffled within seeds",
-            outside=None if outside is None else trend(outside, at, sign),
+            f"{text} ({ends(values, values[values.dims[-1]].values)})",
+            along(values),
+            along(near_miss),
+            name,
+            outside=None if outside is None else along(outside),
             **reason,
         )
 
@@ -248,7 +262,7 @@ def judge(data) -> list[sim.Row]:
         pairs = [[at[0], i] for i in at[1:]]
         return worst(sim.Check("monotone", np.ones(1), mean[p], 4.0, error[p], np.arange(2)) for p in pairs)
 
-    share, swap, final = (data[name].values for name in ("share", "swap", "final_temperature"))
+    share, swap = data.share.values, at_end("swap_gap")
     apart, together = at_end("share_gap").sel(start="apart"), at_end("share_gap").sel(start="together")
     flow_gap = data.flow_gap.transpose("flow_seed", "angle")
     return [
@@ -272,15 +286,17 @@ def judge(data) -> list[sim.Row]:
         ),
         row(
             "free embeddings: gap at this same loss rises with the starting angle (rad)",
-            flow_gap,
-            data.angle.values,
+            flow_gap[:, :-1],
             +1,
+            flow_gap,
+            f"the angle counted on past π, to {float(data.angle[-1]):.2f}",
         ),
         row(
             "towers, apart: gap rises with the share of wrong pairs",
             apart,
-            share,
             +1,
+            at_end("coin_gap"),
+            "the sides of every pair by a coin at every step",
             outside=together,
             condition="the modalities start apart",
             effect="slope over the shares above 0, per unit of share: "
@@ -292,8 +308,20 @@ def judge(data) -> list[sim.Row]:
             opened(together.values, range(1, len(share))),
             "the smallest share above 0 in place of none",
         ),
-        row("towers: gap falls with the chance of swapping", at_end("swap_gap"), swap, -1),
-        row("towers: gap falls with the final temperature of a schedule", at_end("schedule_gap"), final, -1),
+        row(
+            "towers: gap falls with the chance of swapping",
+            swap[:, :-1],
+            -1,
+            swap,
+            "chances up to 1, where every pair is swapped and none mixed",
+        ),
+        row(
+            "towers: gap falls with the final temperature of a schedule",
+            at_end("schedule_gap"),
+            -1,
+            at_end("linear_gap"),
+            "temperatures × 1,000, at which the loss is linear in the cosines",
+        ),
     ]
 
 
@@ -312,7 +340,9 @@ def draw(data):
     axis.set(xscale="log", xlabel="share p of wrong pairs", ylabel="gap of least loss", ylim=(0, 2))
     axis.legend(loc="lower right")
     angles = np.degrees(data.angle.values)
-    _figures.points(axes["flow"], angles, data.flow_gap.transpose("flow_seed", "angle").values, **_figures.series(0))
+    flow_gap = data.flow_gap.transpose("flow_seed", "angle").values
+    _figures.points(axes["flow"], angles[:-1], flow_gap[:, :-1], **_figures.series(0))
+    _near_miss(axes["flow"], angles[-2:], flow_gap[:, -2:])
     axes["flow"].set(ylabel="gap at the end", ylim=(0, 2))
     axes["excess"].plot(angles, np.abs(data.flow_excess).max("flow_seed"), linestyle="none", **_figures.series(0))
     axes["excess"].set(yscale="log", ylim=(1e-17, 1), ylabel="loss − least loss (nats)")
@@ -326,17 +356,25 @@ def draw(data):
     for name, variable, label in panels:
         axis, values = axes[name], data[variable].isel(stage=-1)
         at = values[values.dims[-1]].values
+        last = len(at) - 1 if name == "swap" else len(at)  # the last chance is the near miss
         place = np.arange(len(at))  # evenly: the values span decades and begin at 0
         curves = (
             [(values.sel(start=s), s) for s in ("apart", "together")] if "start" in values.dims else [(values, None)]
         )
         for i, (curve, text) in enumerate(curves):
             curve = curve.transpose("seed", ...)
-            _figures.points(axis, place, curve.values, text, **_figures.series(i))
-            if text != "together":
-                mixed = shuffled(curve).mean(axis=0)
-                axis.plot(place, mixed, "--", color=_figures.CONTROL, linewidth=0.8, label="labels shuffled")
+            _figures.points(axis, place[:last], curve.values[:, :last], text, **_figures.series(i))
+        if name == "share":
+            _near_miss(axis, place[[0, -1]], data.coin_gap.isel(stage=-1).transpose("seed", ...).values, "near miss")
+        elif name == "swap":
+            _near_miss(axis, place[-2:], curve.values[:, -2:])
+        else:
+            _near_miss(axis, place, data.linear_gap.isel(stage=-1).transpose("seed", ...).values)
         axis.set(xlabel=label, ylabel="gap after training", ylim=(0, 1.6), xlim=(-0.3, len(at) - 0.7))
         axis.set_xticks(place, [f"{v:g}" for v in at])
     axes["schedule"].legend(*axes["share"].get_legend_handles_labels(), loc="upper right")
     return _figures.lettered(figure)
+
+
+def _near_miss(axis, at, values, label=None):
+    axis.plot(at, values.mean(axis=0), "--", color=_figures.CONTROL, linewidth=0.8, label=label)

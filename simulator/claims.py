@@ -102,7 +102,7 @@ class Check:
         # Equal values are no step, also where they have no error.
         z = np.divide(differences, error, out=np.zeros_like(differences), where=differences != 0)
         ways = [(signs[s[0]], z[s[0] : s[-1] + 2, s[0] : s[-1] + 2]) for s in _stretches(signs)]
-        against = max(np.max(-sign * z[np.triu_indices(len(z), 1)]) for sign, z in ways)
+        against = max(np.max(-sign * z[np.triu_indices(len(z), 1)]) for sign, z in ways) + 0.0  # no −0
         if not against <= self.tolerance:
             return against
         return against if all(sign * z[0, -1] > self.tolerance for sign, z in ways) else np.inf  # no trend is shown
@@ -110,6 +110,15 @@ class Check:
     def passes(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.error() <= self.tolerance
+
+    def has_size(self) -> bool:
+        """Whether the prediction is a number that can be off by a share: neither 0 throughout nor a direction."""
+        return self.kind != "monotone" and bool(np.any(np.asarray(self.predicted, float)))
+
+    def sees(self, share: float = 0.05) -> bool:
+        """Whether the prediction fails on the same measurement when it is larger, and when it is smaller, by this share."""
+        moved = [np.asarray(self.predicted, float) * (1 + sign * share) for sign in (1, -1)]
+        return not any(dataclasses.replace(self, predicted=values).passes() for values in moved)
 
     def perturbed(self, times: float = 3.0) -> Check:
         """The same stored measurement under a prediction moved by `times` the tolerance (a trend: the measurement turned
@@ -159,6 +168,7 @@ class Row:
       condition: in words, what the row needs to hold, or what is the case instead where it is refuted.
       effect: what was measured with its standard error and how large the effect is, from the data; a row that does not
         simply hold must have one.
+      blunt: why a prediction that is 5 % off would pass, where it would.
     """
 
     name: str
@@ -168,6 +178,13 @@ class Row:
     outside: Check | None = None
     condition: str = ""
     effect: str = ""
+    blunt: str = ""
+
+    def five_percent_off(self) -> str:
+        """What becomes of a prediction that is 5 % off: it fails, or the reason why it cannot."""
+        if not self.test.has_size():
+            return "predicts a direction" if self.test.kind == "monotone" else "predicts 0"
+        return "fails" if self.test.sees(0.05) else f"passes: {self.blunt}"
 
     def verdict(self) -> Verdict:
         """What the measurement says, whatever was expected."""

@@ -70,6 +70,20 @@ def test_a_single_step_is_turned_back():
     assert not Check("monotone", np.ones(1), np.array([0.0, 8.0]), 4.0, np.ones(2), AT[:2]).perturbed().passes()
 
 
+def test_five_percent_off():
+    """Both ways; a prediction of 0 and a direction have no size to be off by."""
+    fine, coarse = (Check("identity", AT, AT * 1.01, tolerance) for tolerance in (0.02, 0.2))
+    assert fine.sees(0.05)
+    assert not coarse.sees(0.05)
+    one_way = Check("absolute", np.ones(1), np.full(1, 1.04), 0.045)
+    assert not one_way.sees(0.05)
+    assert Row("r", fine, coarse, "c").five_percent_off() == "fails"
+    assert Row("r", coarse, fine, "c", blunt="few draws").five_percent_off() == "passes: few draws"
+    for kind, words in (("monotone", "predicts a direction"), ("absolute", "predicts 0")):
+        assert not EXAMPLES[kind][0].has_size()
+        assert Row("r", EXAMPLES[kind][0], coarse, "c").five_percent_off() == words
+
+
 def test_verdicts_follow_from_the_checks():
     good, bad = EXAMPLES["identity"][0], Check("identity", AT, 2 * AT, 1e-3)
     assert Row("r", good, bad, "c").verdict() == "holds"

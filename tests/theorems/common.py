@@ -1,10 +1,13 @@
 """What every claim must survive, whatever it says."""
 
 import functools
+from pathlib import Path
 
 from experiments import _ledger
 from experiments._figures import save_figure
 from simulator.store import load_dataset, save_dataset
+
+FIGURES = Path(__file__).parents[2] / "figures"
 
 
 @functools.cache
@@ -15,7 +18,8 @@ def quick_measurement(stem: str):
 
 def check_claim(stem: str, folder):
     """Judge the QUICK measurement after a round trip through a file: expected verdicts; controls rejected; the same
-    measurement under a prediction moved by three tolerances (a trend: turned back at two thirds) fails; a figure appears."""
+    measurement under a prediction moved by three tolerances (a trend: turned back at two thirds) fails; in what is stored at
+    full size a prediction 5 % off fails, or the row says why it cannot; a figure appears."""
     data, seconds = quick_measurement(stem)
     data = load_dataset(save_dataset(data, folder / f"{stem}.nc"))
     module = _ledger.load(stem)
@@ -24,5 +28,10 @@ def check_claim(stem: str, folder):
     for row in module.judge(data):
         if row.verdict() != "refuted":
             assert not row.test.perturbed().passes(), f"{row.name}: a prediction off by 3 tolerances still passes"
+    for row in module.judge(load_dataset(FIGURES / f"{stem}.nc")):
+        says_why = bool(row.blunt)
+        assert says_why == (row.test.has_size() and not row.test.sees(0.05)), (
+            f"{row.name}: 5 % off {row.five_percent_off()}"
+        )
     for path in save_figure(module.draw, data, folder / stem):
         assert path.stat().st_size > 5_000

@@ -1,5 +1,7 @@
 """P1: random layers make a cone; the near misses of each row are judged in check_claim."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from flax import nnx
 
 import simulator as sim
+from experiments import cone_effect
 from experiments._random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
+from simulator.store import load_dataset
 from simulator.theory import cones
-from tests.theorems.common import check_claim, quick_measurement
+from tests.theorems.common import FIGURES, check_claim, quick_measurement
 
 
 @pytest.mark.slow
@@ -225,3 +229,14 @@ def test_key_decides(key):
     first, again, other = (layer_by_layer(inputs, k, **settings) for k in (key, key, jax.random.key(1)))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first[:, 1:], other[:, 1:])
+
+
+def test_what_one_network_can_tell():
+    """5 % in the first layer, not deeper, and not its width, as the row says; many networks tell the width."""
+    data = load_dataset(FIGURES / "cone_effect.nc")
+    many, one = cone_effect.judge(data)[1:3]
+    five_percent = np.diag([0.0, *[0.05] * 5])
+    moved = [dataclasses.replace(one.test, predicted=one.test.predicted * (1 + share)) for share in five_percent[1:]]
+    assert [check.passes() for check in moved] == [False, True, True, True, True]
+    assert dataclasses.replace(one.test, predicted=data.infinite_width.values).passes()
+    assert not dataclasses.replace(many.test, predicted=data.infinite_width.values).passes()

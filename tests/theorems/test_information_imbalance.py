@@ -37,8 +37,8 @@ def test_only_the_queries_see_the_private_latents(key):
 @pytest.mark.slow
 def test_temperature_is_learned_in_one_setting_only():
     data = quick_measurement("information_imbalance")[0]
-    learned, *fixed = (data.temperature.sel(setting=name) for name in information_imbalance.SETTINGS)
-    assert float(learned.std("seed").max()) > 0
+    learned, *fixed, both = (data.temperature.sel(setting=name) for name in information_imbalance.SETTINGS)
+    assert min(float(here.std("seed").max()) for here in (learned, both)) > 0
     for here in fixed:
         np.testing.assert_allclose(here, information_imbalance.QUICK.fixed_temperature, rtol=1e-6)
 

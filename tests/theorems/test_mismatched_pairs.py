@@ -59,9 +59,17 @@ def test_shares_out_of_range(share):
 def test_remedies_keep_retrieval():
     """Neither swapping nor the schedule pays with retrieval of the right pairs: within 2 standard errors or above."""
     data = quick_measurement("mismatched_pairs")[0].isel(stage=-1)
-    for name, dim in (("swap_recall", "swap"), ("schedule_recall", "final_temperature")):
-        change = data[name].isel({dim: -1}) - data[name].isel({dim: 0})
+    for name, dim, last in (("swap_recall", "swap", -2), ("schedule_recall", "final_temperature", -1)):
+        change = data[name].isel({dim: last}) - data[name].isel({dim: 0})
         assert float(change.mean()) > -2 * float(change.std("seed", ddof=1)) / data.sizes["seed"] ** 0.5
+
+
+@pytest.mark.slow
+def test_swapping_every_pair_swaps_none():
+    """The near miss of the chances: the loss is symmetric, so the gap is that of no swapping, up to rounding."""
+    gap = quick_measurement("mismatched_pairs")[0].swap_gap.isel(stage=-1).transpose("swap", "seed")
+    np.testing.assert_allclose(gap.sel(swap=1.0), gap.sel(swap=0.0), rtol=0.05)
+    assert float(gap.sel(swap=0.5).max()) < 0.2 * float(gap.sel(swap=0.0).min())
 
 
 def test_full_settings_are_larger():

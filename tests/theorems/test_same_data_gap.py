@@ -21,10 +21,11 @@ def test_claim(tmp_path):
 @pytest.mark.slow
 def test_starts_without_cones_and_with_two():
     data = quick_measurement("same_data_gap")[0].isel(step=0)
-    plain, hot, cones = (data.widest_gap.sel(setting=name) for name in same_data_gap.SETTINGS)
+    plain, hot, cones, cone = (data.widest_gap.sel(setting=name) for name in same_data_gap.SETTINGS)
     np.testing.assert_allclose(plain, hot, rtol=1e-5)
     np.testing.assert_allclose(cones, 2**0.5, rtol=0.02)
     assert float(plain.max()) < 0.25
+    assert float(cone.max()) < 0.05
     np.testing.assert_allclose(data.gap.sel(embed_dim=data.embed_dim.max()), plain, rtol=1e-5)
 
 
