@@ -110,7 +110,9 @@ def measure(config: Config, *, progress: bool = False):
         experiment,
         {"loss.temperature": config.peak_temperatures},
         params=untrained_at(config.peak_seeds, len(config.peak_temperatures)),
-        **settings | dict(seeds=config.peak_seeds),
+        seeds=config.peak_seeds,
+        seed=config.seed,
+        progress=progress,
     )
     peak = retrieval(peak).isel(step=-1, drop=True).rename(point="peak_temperature", seed="peak_seed")
     return data.assign(linear_gap=linear, peak_recall=peak).assign_coords(

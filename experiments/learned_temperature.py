@@ -343,8 +343,8 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "drift of the invariant over the number of steps",
-            sim.Check("slope", -4.0, data.halving_drift.values, 0.15, at=steps),  # the next order; 5 % is 0.2
-            sim.Check("slope", -3.0, data.halving_drift.values, 0.15, at=steps),
+            sim.Check("slope", -4.0, data.halving_drift.values, 0.1, at=steps),  # the next order; 5 % are 0.2
+            sim.Check("slope", -3.0, data.halving_drift.values, 0.1, at=steps),
             "order 3",
         ),
     ]  # fmt: skip

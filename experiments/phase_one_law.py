@@ -18,8 +18,8 @@ CLAIM = sim.Claim(
     title="The phase-1 law of the gap",
     statement=(
         "From two tight clusters the gap falls by ln(G₁/G₀) = −½[Var(α+β)/(G₀²−τ) + Var(β−α)/(G₀²+τ)] until the first "
-        "minimum of the variance along it, to 10 % for r = G₀²/τ >= 3; below, short of that by a share of order "
-        "ε^{2(r−1)/(r+1)} whose constant is known too; then it rises by an amount independent of ε that falls as r^{−2}."
+        "minimum of the variance along it, less a share of order ε^{2(r−1)/(r+1)} whose constant is known too: to 4 % for "
+        "r = G₀²/τ >= 3, below for tight clusters only; then it rises by an amount independent of ε that falls as r^{−2}."
     ),
     source="derived here: theory.md N2",
     assumes="free embeddings, sqeuclidean gradient flow, clusters at a distance G₀ with G₀² > τ, of a scale ε with dε² ≪ 1",
@@ -33,7 +33,7 @@ CAPTION = (
     "(c) Rise in phase 2 at several scales, which coincide; black: r⁻² through the last point; grey: r⁻¹. Bars, mostly "
     "smaller than the marker: ± 4 standard errors over 16 seeds; in (c) over four seeds."
 )
-LOOSE = 3.0  # r from which the law is good to 10 %
+LOOSE = 3.0  # r from which the law less its shortfall is good to 4 %
 TIGHT, TIGHTEST = 1.001e-3, 1e-4  # largest ε of rows about a limit; one ε
 PREDICTED = ("law", "law_exchanged", "shortfall", "shortfall_without_rise", "leak", "end_time", "end_time_undriven")
 
@@ -58,7 +58,8 @@ class Config:
     rise_scales: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     rise_seeds: int = 4
     time_points: int = 301
-    seed: int = 7302
+    seed: int = 7402
+    design_seeds: tuple[int, ...] = tuple(range(7302, 7318))  # a start takes the seed plus its number
 
 
 QUICK = Config(
@@ -200,6 +201,11 @@ def judge(data) -> list[sim.Row]:
         uncertainty = np.hypot(_standard_error(ratio), order / 4)
         return sim.Check("monte_carlo", np.ones(uncertainty.shape), _mean(ratio), 4.0, uncertainty.values)
 
+    def less_shortfall(here, law="law"):
+        # Of the shortfall, .07 at most, a share of order (dε²)^{r/(r+1)} <= .16 is neglected, and odd moments of order ε.
+        ratio = (here.fall / (here[law] * (1 - here.shortfall))).mean("seed").values
+        return sim.Check("identity", np.ones(ratio.shape), ratio, 0.04)
+
     missing, dimension = 1 - tight.fall / tight.law, data.attrs["embed_dim"]
     neglected = (dimension * tight.scale**2) ** (tight.ratio / (tight.ratio + 1))
     end_order = float(neglected.max())
@@ -219,18 +225,18 @@ def judge(data) -> list[sim.Row]:
         return sim.Check("absolute", predicted, 2 * local[1] - local[0], 1 / ratios[0])
 
     def farthest(part):
-        """Fall over the law where its mean over seeds is farthest from 1, with the place."""
-        ratio = part.fall / part.law
+        """Fall over the law less its shortfall where its mean over seeds is farthest from 1, with the place."""
+        ratio = part.fall / (part.law * (1 - part.shortfall))
         off = abs(ratio.mean("seed") - 1)
         at = ratio.isel(dict(zip(off.dims, np.unravel_index(np.argmax(off.values), off.shape), strict=True)))
         return f"{spread(at)} at r = {float(at.ratio):g}, ε = {float(at.scale):g}"
 
     return [
         sim.Row(
-            f"ln(G₁/G₀) over the law, r ≥ 3, ε ≤ 0.1, d = {data.attrs['embed_dim']:g}", share(wide.fall, wide.law, 0.1),
-            share(wide.fall, wide.law_exchanged, 0.1), "G₀² + τ and G₀² − τ exchanged",
-            share(close.fall, close.law, 0.1), "r = G₀²/τ ≥ 3",
-            f"fall over the law, farthest from 1: {farthest(wide)}; below r = 3: {farthest(close)}",
+            f"ln(G₁/G₀) over the law less its shortfall, r ≥ 3, ε ≤ 0.1, d = {data.attrs['embed_dim']:g}, mean over seeds",
+            less_shortfall(wide), less_shortfall(wide, "law_exchanged"), "G₀² + τ and G₀² − τ exchanged",
+            less_shortfall(close), "r = G₀²/τ ≥ 3",
+            f"fall over the law less its shortfall, farthest from 1: {farthest(wide)}; below r = 3: {farthest(close)}",
         ),
         sim.Row(
             "shortfall over its law, every r < 3, ε ≤ 0.001, mean over seeds",

@@ -151,7 +151,7 @@ def predicted_shortfall(start: TightStart) -> float:
     Returns:
       The relative shortfall, >= 0.
 
-    Assumes: as `predicted_end`, and r < 3: beyond, the O(ε) of the law's own error hides it.
+    Assumes: as `predicted_end`, and r < 3 for tight clusters: beyond, the O(ε) of the law's own error hides it.
     Error: relative; O(ε^{(3−r)/(r+1)}) times odd moments (that O(ε)), and the errors of `predicted_end`.
     Source: derived here: theory.md N2 (the constant is new).
     """

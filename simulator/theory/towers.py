@@ -331,8 +331,10 @@ def mixing_exponent(depth: int) -> float:
       ValueError: a depth below 1.
 
     Assumes: weights of variance 1/fan-in, equal learning rate for all layers, random start.
-    Error: the leading order in 1/width; with one layer the next adds about (inputs)/width to the diagonal part. With two the
-      next is not derived; it steepens the fall at widths of a few hundred.
+    Error: the logarithm of the mixing is off by c/w + O(1/w²). Signs of weights are symmetric, so a mean of random parts
+      has only integer powers of 1/w: their squares, their pairs with what they perturb, and the first layer's
+      (x·x' + 1) Bᵀ B', of order 1 where the diagonal part is of order w. That last one makes c about −(inputs) with one
+      hidden layer, so that narrow towers seem to fall more slowly.
     Source: derived here.
     """
     require_integer("depth", depth)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 from scipy.linalg import subspace_angles
 
 import simulator as sim
-from experiments import _towers
+from experiments import _towers, tower_compression
 from experiments._discrepancies import STEPS, from_orbit
 from experiments.tower_compression import DATA
 from simulator.flow import velocity
@@ -181,6 +182,15 @@ def test_mixing_of_outputs(rng):
     rest = sum(np.sum((block - (i == j) * mean) ** 2) for (i, j), block in blocks.items())
     np.testing.assert_allclose(towers.output_mixing(jacobian), np.sqrt(rest / (d * np.sum(mean**2))), rtol=1e-12)
     assert [towers.mixing_exponent(depth) for depth in (1, 2, 5)] == [-1.5, -0.5, -0.5]
+
+
+def test_exponents_without_the_next_order():
+    """A power with c/w in its logarithm: exact with the next order, wrong without it."""
+    width = np.array([32, 64, 128, 256])
+    mixing = np.stack([np.exp(e * np.log(width) + c / width)[None, :] for e, c in ((-1.5, -12.0), (-0.5, 4.0))])
+    data = xr.Dataset(dict(mixing=(("depth", "seed", "level"), mixing), mixing_width=(("depth", "level"), [width] * 2)))
+    np.testing.assert_allclose(tower_compression.mixing_exponents(data)[:, 0], [-1.5, -0.5], atol=1e-12)
+    assert np.all(abs(tower_compression.mixing_exponents(data, False)[:, 0] - [-1.5, -0.5]) > 0.03)
 
 
 def trained(jacobians=None, norms=(1.0, 1.0), **changes):
