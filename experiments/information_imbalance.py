@@ -195,9 +195,10 @@ def draw(data):
     for name in ("gap", "rmg"):
         start = data[f"start_{name}"].sel(setting=SETTINGS[0]).mean("seed")
         axes[name].plot(scale, start, "--", color=_figures.CONTROL, linewidth=0.8, label="before training")
+        axes[name].set_ylim(0, 1.05 * max(float(start.max()), axes[name].get_ylim()[1]))
     null = random_shares(10_000, data.attrs["embed_dim"], seed=1).mean()
     axes["largest"].axhline(null, color="black", linestyle="--", linewidth=0.8)
     axes["largest"].set_ylim(0, 1)
     axes["recall"].set_ylim(0, 1.05)
-    _figures.legend_above(figure, axes["gap"], ncols=5)
+    _figures.legend_above(figure, axes["gap"], ncols=3)
     return _figures.lettered(figure)

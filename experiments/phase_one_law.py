@@ -58,8 +58,7 @@ class Config:
     rise_scales: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     rise_seeds: int = 4
     time_points: int = 301
-    seed: int = 7402
-    design_seeds: tuple[int, ...] = tuple(range(7302, 7318))  # a start takes the seed plus its number
+    seed: int = 7302
 
 
 QUICK = Config(
@@ -202,7 +201,8 @@ def judge(data) -> list[sim.Row]:
         return sim.Check("monte_carlo", np.ones(uncertainty.shape), _mean(ratio), 4.0, uncertainty.values)
 
     def less_shortfall(here, law="law"):
-        # Of the shortfall, .07 at most, a share of order (dε²)^{r/(r+1)} <= .16 is neglected, and odd moments of order ε.
+        # Of the shortfall, .07 at most, a share of order (dε²)^{r/(r+1)} <= .16 is neglected, and odd moments of order ε. The
+        # tolerance comes from neither, but from the rule that 5 % off must fail.
         ratio = (here.fall / (here[law] * (1 - here.shortfall))).mean("seed").values
         return sim.Check("identity", np.ones(ratio.shape), ratio, 0.04)
 
