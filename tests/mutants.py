@@ -31,8 +31,17 @@ from mutant_runs import CACHE, LOG, PYTEST, Chosen, forked, prepared, record
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.tsv")
 MODULES = (
-    *("theory/robustness", "certificate", "postprocess", "losses", "geometry", "streaming", "theory/noisy_distance"),
-    *("units", "precision", "robustness", "scaling", "index", "directions", "theory/*"),
+    *(
+        "theory/robustness",
+        "certificate",
+        "postprocess",
+        "losses",
+        "theory/noisy_distance",
+        "units",
+        "precision",
+        "index",
+    ),
+    *("directions", "theory/*", "robustness", "scaling", "streaming", "geometry"),
 )
 KINDS = (  # operators of one kind replace each other
     {"Add", "Sub", "Mul", "Div", "FloorDiv", "Pow"},
