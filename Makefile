@@ -8,7 +8,7 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 INSTALLED := $(VENV)/installed-$(VERSION)
 ARGS ?=
 
-.PHONY: run test test-all lint install clean
+.PHONY: run test test-all lint mutants install clean
 
 run: install
 	$(BIN)/gapsim run $(ARGS)
@@ -22,6 +22,11 @@ test-all: install
 lint: install
 	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty $(CONSTRAINTS:%=--constraint %)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
+
+# Small wrong changes to the code and how many die, as CONTRIBUTING says: make mutants ARGS="--seed 2"
+mutants: install
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[mutants]' $(CONSTRAINTS:%=--constraint %)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 install: $(INSTALLED)
 

@@ -48,6 +48,9 @@ def test_the_complement_is_certain(arrays):
         assert getattr(found, name) == pytest.approx(sim.exact_robustness(rows, queries, sigma=0.1).mean(), rel=1e-12)
     assert found.gain_error == 0.0
     assert found.robustness_queries == 120
+    assert found.gap_share == pytest.approx((closer.direction_ @ closer.direction_) / (closer.gap_ @ closer.gap_))
+    for alpha, refused in ((star.min() - 1e-6, False), (star.min() + 1e-6, True)):
+        assert ("only up to" in " ".join(closer.certificate(gallery, queries, alpha).refusals)) == refused
 
 
 def test_rising_queries_rise_and_no_others(arrays):

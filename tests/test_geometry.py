@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
+from simulator import geometry
 from simulator.geometry import marginals
 
 
@@ -150,3 +151,11 @@ def test_nothing_lies_along_a_gap_of_rounding_size(rng):
     assert 0 < float(found.gap_norm) < 1e-5
     assert np.isfinite(float(found.null_defect_ratio_x))
     assert np.isfinite(float(sim.measure_gap(x, y + np.float32(1e-4)).defect_ratio_x))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 10])
+def test_quadrature_of_one_coordinate_on_the_sphere(d):
+    nodes, weights = geometry._sphere_coordinate_quadrature(d)
+    moments = [weights @ nodes**k for k in (0, 1, 2, 4, 6)]
+    expected = [1, 0, 1 / d, 3 / (d * (d + 2)), 15 / (d * (d + 2) * (d + 4))]
+    np.testing.assert_allclose(moments, expected, rtol=1e-12, atol=1e-14)

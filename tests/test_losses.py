@@ -45,6 +45,7 @@ def test_identity_pairing_is_the_default_and_a_wrong_one_is_not(rng):
     x, y = rng.normal(size=(2, 6, 4))
     plain = sim.info_nce(x, y, temperature=0.2)
     np.testing.assert_allclose(sim.info_nce(x, y, temperature=0.2, pairing=3 * np.eye(6)), plain, rtol=1e-13)
+    np.testing.assert_allclose(sim.info_nce(x, y, temperature=0.2, pairing=1e308 * np.eye(6)), plain, rtol=1e-13)
     assert abs(sim.info_nce(x, y, temperature=0.2, pairing=np.eye(6)[::-1]) - plain) > 1e-3
 
 

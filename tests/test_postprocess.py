@@ -150,6 +150,13 @@ def test_the_optimal_rule_solves_its_equation_at_equal_power(arrays):
     np.testing.assert_allclose(start.map_queries(queries), queries, atol=1e-12)
 
 
+def test_nothing_moves_where_the_exact_axes_hold_the_whole_centre(rng):
+    axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    queries = (3 + rng.normal(size=(50, 1))) * axes[:1]
+    closer = sim.GapCloser("centred", 1).fit(rng.normal(size=(4, 6)), queries)
+    assert np.isnan(closer.alpha_star_).all()
+
+
 def test_bad_options():
     for options, words in (
         (dict(alpha="most"), "a number, 'best' or 'safe'"),
@@ -159,6 +166,7 @@ def test_bad_options():
         (dict(centre="best", sigma=0.1), "belongs to rule='centred'"),
         (dict(rule="soft", penalty=-1), "penalty"),
         (dict(rule="optimal", shrinkage=0), "shrinkage"),
+        (dict(rule="optimal", shrinkage=1.01), "shrinkage"),
         (dict(sigma=0), "sigma"),
     ):
         with pytest.raises(ValueError, match=words):

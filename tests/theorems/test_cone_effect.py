@@ -177,9 +177,10 @@ def test_shift_of_finite_width_over_several_layers():
     assert abs(excess[-1] - own[-1]) > close[-1]
 
 
-def test_random_cosines_have_the_moments_of_gaussian_directions():
-    cosines, weights = cones.random_cosine_quadrature(512)
-    np.testing.assert_allclose([weights @ cosines**2, weights @ cosines**4], [1 / 512, 3 / (512 * 514)], rtol=1e-10)
+@pytest.mark.parametrize("d", [5, 512])
+def test_random_cosines_have_the_moments_of_gaussian_directions(d):
+    cosines, weights = cones.random_cosine_quadrature(d)
+    np.testing.assert_allclose([weights @ cosines**2, weights @ cosines**4], [1 / d, 3 / (d * (d + 2))], rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,36 @@ def test_what_one_network_can_tell():
     assert [check.passes() for check in moved] == [False, True, True, True, True]
     assert dataclasses.replace(one.test, predicted=data.infinite_width.values).passes()
     assert not dataclasses.replace(many.test, predicted=data.infinite_width.values).passes()
+
+
+def test_shift_of_finite_width_with_weights_and_a_bias():
+    """The recursion of the docstring with every derivative taken by differences."""
+    settings, width, step = dict(weight_variance=1.3, bias_variance=0.4), 50, 1e-4
+    path = cones.cosine_by_layer(1.0, 2.0, np.array([0.1, 0.6]), depth=3, **settings)
+    found = cones.finite_width_shift(path, width=width, **settings)
+    for i in range(2):
+        mean = variance = 0.0
+        for layer in range(3):
+            c, second_u, second_v = (float(value[layer, ..., i].ravel()[0]) for value in np.broadcast_arrays(*path))
+            q_u, q_v = 1.3 * second_u + 0.4, 1.3 * second_v + 0.4
+            rho = lambda c, q=(q_u * q_v) ** 0.5, m=(second_u * second_v) ** 0.5: (1.3 * m * c + 0.4) / q  # noqa: E731
+            after = [float(cones.arc_cosine_kernel(rho(c + k * step))) for k in (-1, 0, 1)]
+            slope, bend = (after[2] - after[0]) / (2 * step), (after[2] - 2 * after[1] + after[0]) / step**2
+            own, spread, _ = cones.relu_cosine_cumulants(rho(c))
+            mean, variance = own + slope * mean + bend * variance / 2, spread + slope**2 * variance
+            np.testing.assert_allclose(found[layer + 1, i], mean / width, rtol=1e-5)
+
+
+def test_share_of_lowered_is_edgeworths_expansion():
+    from scipy.stats import norm
+
+    cosine, width = np.array([[-0.2, 0.3], [0.9, 0.95]]), 20
+    found = cones.share_of_lowered(1.0, 2.0, cosine, width)
+    for at, c in np.ndenumerate(cosine):
+        rho = (2 * c + 1) / np.sqrt(2 * 5)
+        shift, variance, third = cones.relu_cosine_cumulants(rho)
+        u = (c - cones.arc_cosine_kernel(rho)) / np.sqrt(variance / width)
+        skewness = third / width**2 / (variance / width) ** 1.5
+        expected = norm.cdf(u) - norm.pdf(u) * (shift / np.sqrt(variance * width) + skewness * (u**2 - 1) / 6)
+        np.testing.assert_allclose(found[at], np.clip(expected, 0, 1), rtol=1e-10, atol=1e-14)
+        assert np.ndim(cones.share_of_lowered(1.0, 2.0, c, width)) == 0
