@@ -41,7 +41,7 @@ CAPTION = (
     "(d) Learning rate, in units of that at which ten steps like the first change the deviations by their size; black: "
     "slope 1. (e) The part of the kernel that mixes outputs; black: predicted slopes; grey: −1. (f) Variance along a gap of "
     "90° over its start in longer training at tightness 1000; solid Adam, dashed SGD; grey: as at the start. Geometric "
-    "means, bars and bands ± 2 standard errors over 24 seeds; in (f) over 8 seeds."
+    "means, bars and bands ± 2 standard errors over 24 seeds; in (e) over 192, in (f) over 8 seeds."
 )
 DATA, EMBED = sim.LatentPairs(latent_dim=4, dim_x=8, dim_y=10, noise=0.3), 6
 ANGLE, TEMPERATURE = np.pi / 3, 0.1

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import simulator as sim
 from experiments import _ledger
 from simulator.store import load_dataset
+from tests.theorems.common import assert_five_percent_fail
 
 ROOT = Path(__file__).parents[1]
 STEMS = _ledger.stems()
@@ -59,6 +61,20 @@ def test_predictions_off_by_three_tolerances_fail(stem):
     for row in stored(stem)[0]:
         if row.verdict() != "refuted":
             assert not row.test.perturbed().passes(), row.name
+
+
+@every_claim
+def test_predictions_five_percent_off_fail_or_the_row_says_why(stem):
+    assert_five_percent_fail(stored(stem)[0])
+
+
+def test_the_rule_can_be_broken():
+    """A blunt row that says nothing, and a sharp one that says it is blunt."""
+    sharp, blunt = (sim.Check("identity", np.ones(2), np.ones(2), tolerance) for tolerance in (0.01, 0.2))
+    assert_five_percent_fail([sim.Row("r", sharp, blunt, "c"), sim.Row("r", blunt, blunt, "c", blunt="few draws")])
+    for row in (sim.Row("r", blunt, blunt, "c"), sim.Row("r", sharp, blunt, "c", blunt="few draws")):
+        with pytest.raises(AssertionError, match="5 % off"):
+            assert_five_percent_fail([row])
 
 
 @every_claim
