@@ -179,7 +179,9 @@ def measured_robustness(
             problem, clean, -np.ones_like(clean) if labels is None else labels, projection, key,
             on=noise.on, num_draws=num_draws, scoring=scoring, dtype=dtype,
         )  # fmt: skip
-        per_draw, per_query = np.asarray(kept, float), np.asarray(kept_by_query, float) / num_draws
+        # Arrays of NumPy: outside of this block JAX would cut its own down to 32 bits.
+        per_draw, right, kept_by_query = (np.asarray(values, float) for values in (kept, right, kept_by_query))
+    per_query = kept_by_query / num_draws
     resolution = 1.0 / (num_draws * len(per_query))  # when no draw changes anything the sample spread of 0 is no error
     spread = max(per_draw.std(ddof=1) / num_draws**0.5, resolution) if num_draws > 1 else np.nan
     accuracies = (np.nan, np.nan) if labels is None else (float(np.mean(right)), float(np.mean(clean == labels)))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "mutants"
 TESTS = (
     *("test_certificate", "test_geometry", "test_index", "test_losses", "test_postprocess", "test_precision"),
-    *("test_quantization", "test_robustness", "test_scaling", "test_streaming", "theorems/test_*"),
+    *("test_quantization", "test_robustness", "test_scaling", "test_streaming", "test_units", "theorems/test_*"),
 )
 PREPARED = (
     "jax jax.numpy numpy scipy.stats scipy.special scipy.integrate flax.nnx optax matplotlib.pyplot xarray zarr mpmath"

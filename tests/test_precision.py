@@ -49,6 +49,7 @@ def test_the_precision_of_numbers_shows(rng):
         assert roundoff_of(significant_bits(np.asarray(rows.astype(dtype), float))) == precision.ROUNDOFF[name]
     assert significant_bits(np.zeros((2, 2))) == significant_bits(np.array([[4.0, -0.5]])) == 1
     assert significant_bits(np.array([[5.0, 2.0]])) == 3
+    assert precision.stored(rows).roundoff == 2.0**-53
     about = streaming.moments(iter([np.eye(2), rows[:, :2].astype(np.float16).astype(float)]))
     assert about.roundoff == 2.0**-11
     assert about.power == pytest.approx(np.mean([1, 1, *np.sum(rows[:, :2].astype(np.float16).astype(float) ** 2, 1)]))
@@ -100,6 +101,18 @@ def test_copies_are_rows_within_rounding(rng):
     both[1::2] += np.spacing(both[1::2].astype(np.float16)).astype(float)  # one unit in the last place of float16
     assert len(np.unique(equal_rows(both, 2.0**-11))) == 5
     assert len(np.unique(equal_rows(both))) == 10
+
+
+def test_the_step_between_copies_is_the_formula(rng):
+    """Below one step rows are copies; from three on (cells are 2.8 wide) they are not."""
+    rows = rng.normal(size=(400, 8)) + 50.0
+    rows[1] = rows[0]
+    length, spread = (np.median(np.linalg.norm(rows - c, axis=1)) for c in (0.0, np.median(rows, axis=0)))
+    for roundoff in (2.0**-53, 2.0**-24):
+        step = 2 * roundoff * length + 4 * 8**0.5 * 2.0**-24 * spread
+        for steps, count in ((0.95, 399), (3.0, 400)):
+            rows[1, 0] = rows[0, 0] + steps * step
+            assert len(np.unique(equal_rows(rows, roundoff))) == count
 
 
 def test_copies_of_degenerate_rows():

@@ -133,3 +133,14 @@ def test_bad_range_and_rows_are_refused():
         sim.Quantization(8, range="per_row")
     with pytest.raises(ValueError, match="NaN"):
         sim.Quantization(8)(np.array([[np.nan, 1.0]]))
+
+
+@pytest.mark.parametrize("scoring", ["sqeuclidean", "dot"])
+def test_robustness_to_quantization_is_the_same_at_every_size(rng, key, scoring):
+    gallery, queries = rng.normal(size=(20, 5)), rng.normal(size=(40, 5))
+    settings = dict(noise=sim.Quantization(3, range="minmax"), scoring=scoring, num_draws=1, key=key)
+    one, tiny = (
+        sim.measured_robustness(size * gallery, size * queries, **settings).per_query for size in (1.0, 2.0**-560)
+    )
+    np.testing.assert_array_equal(tiny, one)
+    assert 0.1 < one.mean() < 0.9

@@ -301,6 +301,18 @@ def test_accuracy_beside_robustness(arrays):
     assert wrong.clean_accuracy == 0.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_accuracy_is_a_count_in_32_bit_mode_too(arrays):
+    gallery, queries = (rows.astype("float32") for rows in arrays)
+    labels = np.asarray(nearest(gallery, queries))
+    options = dict(noise=NOISE, num_draws=17, key=jax.random.key(0), labels=labels)
+    with jax.enable_x64(False):
+        found = sim.measured_robustness(gallery, queries, **options)
+    decisions = found.accuracy * 17 * len(queries)
+    assert 0 < decisions < 17 * len(queries)
+    assert abs(decisions - round(decisions)) < 1e-9
+
+
 def test_no_noise_changes_nothing(arrays):
     gallery, queries = arrays
     found = sim.measured_robustness(gallery, queries, noise=sim.GaussianNoise(0.0), num_draws=3, key=jax.random.key(0))

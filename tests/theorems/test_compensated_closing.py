@@ -116,6 +116,30 @@ def test_the_best_centre_is_the_weighted_mean_of_its_equation(full_rank):
     assert np.linalg.norm(control @ queries / control.sum() - best) > 1e-3
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_best_centre_knows_no_unit_of_length(full_rank, unit):
+    gallery, queries = full_rank[0], full_rank[1][:60]
+    best = optimal_centre(gallery, queries, sigma=0.1)
+    np.testing.assert_allclose(optimal_centre(unit * gallery, unit * queries, sigma=0.1 * unit), unit * best, rtol=1e-4)
+
+
+def test_exact_axes_take_their_share_of_the_noise_away(rng):
+    gallery, queries, centre = rng.normal(size=(5, 6)), rng.normal(size=(4, 6)), rng.normal(size=6)
+    axes = np.linalg.qr(rng.normal(size=(6, 2)))[0].T
+    left = np.array([np.linalg.norm(np.linalg.svd(axes)[2][2:] @ (y - centre)) for y in queries])
+    for s in (0.0, 0.4):
+        found = centred_robustness(gallery, queries, sigma=0.3, centre=centre, axes=axes, scalar_noise=s)
+        expected = margin_robustness(clean_scores(gallery, queries), np.hypot(0.3 * left, s))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_clean_scores_are_minus_half_the_squared_distances(rng):
+    gallery, queries = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    squares = np.sum((queries[:, None] - gallery[None]) ** 2, axis=2)
+    lengths = np.sum(queries**2, axis=1)
+    np.testing.assert_allclose(clean_scores(gallery, queries), 0.5 * (lengths[:, None] - squares), atol=1e-13)
+
+
 def test_noise_on_the_scalars_takes_the_gain_away():
     data = quick_measurement("compensated_closing")[0].sel(alpha=1.0)
     assert float((data.exact_centred - data.noisy).min()) > 0.05

@@ -45,7 +45,8 @@ def test_scale_is_the_minimum_of_the_measured_loss(rng):
 
 def test_matching_decides_whether_the_scale_is_finite():
     matched = landscapes.circle_similarities(PUBLISHED, PUBLISHED)
-    assert landscapes.best_scale(matched) == (np.inf, 0.0)
+    for least, most in ((-1.0, 1.0), (0.2, 0.7)):  # the matches need not touch
+        assert landscapes.best_scale(least + (most - least) * (matched + 1) / 2) == (np.inf, 0.0)
     # Two texts at one place: a tie costs log 2 in its two rows, in one direction.
     tied = landscapes.circle_similarities([0.0, 0.0, 1.0], [0.0, 0.0, 1.0])
     np.testing.assert_allclose(landscapes.best_scale(tied), (np.inf, 2 / 3 * np.log(2)))

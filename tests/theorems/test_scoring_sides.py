@@ -14,6 +14,13 @@ def test_claim(tmp_path):
     check_claim("scoring_sides", tmp_path)
 
 
+@pytest.mark.parametrize("dimensions", [3, 30])
+def test_under_noise_alone_every_row_has_the_same_chance(rng, dimensions):
+    for rows in (2, 3, 7):
+        found = cosine_robustness(rng.normal(size=(rows, dimensions)), rng.normal(size=(2, dimensions)), sigma=1e7)
+        np.testing.assert_allclose(found, 1 / rows, atol=5e-6)
+
+
 @pytest.mark.parametrize("dimensions", [8, 40])
 def test_cosine_robustness_against_draws(dimensions):
     """Independent draws in NumPy, unequal norms; control: √2 times the noise."""

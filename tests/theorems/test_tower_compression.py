@@ -146,17 +146,20 @@ def test_alignment_of_kernels_against_draws_and_its_mean_over_worlds(rng):
     assert abs(cross / own - 2 / (2 + r * (1 / k_x + 1 / k_y))) > 4 * error  # control: r for r + 1
 
 
-def test_the_apparent_critical_angle_starts_and_ends_at_its_two_couplings(rng):
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_the_apparent_critical_angle_starts_and_ends_at_its_two_couplings(rng, temperature):
     shared = rng.normal(size=(20, 2))
     features = [np.hstack([shared + 0.3 * rng.normal(size=(20, 2)), rng.normal(size=(20, k))]) for k in (1, 2)]
     kernels = [f @ f.T for f in features]
-    settings = dict(temperature=0.2, learning_rate=1e-3)
+    settings = dict(temperature=temperature, learning_rate=1e-3)
     first, last = (
-        towers.apparent_critical_angle(*kernels, *kernels, steps=steps, **settings) for steps in ((0, 1), (3000, 6000))
+        towers.apparent_critical_angle(*kernels, *kernels, steps=steps, **settings)
+        for steps in ((0, 1), (int(15_000 * temperature), int(30_000 * temperature)))
     )
     alignment = towers.kernel_alignment(*kernels, *kernels)
-    np.testing.assert_allclose(first, critical_angle(0.2 * alignment), rtol=1e-2)
-    np.testing.assert_allclose(last, critical_angle(0.2 * towers.first_canonical_pair(*features)[2]), rtol=2e-2)
+    np.testing.assert_allclose(first, critical_angle(temperature * alignment), rtol=1e-2)
+    coupling = towers.first_canonical_pair(*features)[2]
+    np.testing.assert_allclose(last, critical_angle(temperature * coupling), rtol=2e-2)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
