@@ -28,11 +28,6 @@ def trend(values, at, sign: int) -> sim.Check:
     return sim.Check("monotone", signs, values, tolerance, at=at)
 
 
-def shuffled(values, seed: int = 0):
-    """The same values with the labels along the last axis permuted within every seed."""
-    return np.random.default_rng(seed).permuted(np.asarray(values, float), axis=1)
-
-
 def less_than_half(left, whole) -> sim.Check:
     """By how much what is left exceeds half of the whole, seed by seed, with 4 standard errors against it."""
     excess = left - 0.5 * whole
