@@ -14,7 +14,6 @@ import argparse
 import ast
 import contextlib
 import csv
-import difflib
 import functools
 import importlib.machinery
 import json
@@ -157,8 +156,10 @@ def changed(mutant: Mutant) -> str:
 @functools.cache
 def difference(mutant: Mutant) -> tuple[str, str]:
     """Lines before and after the change, as one line each."""
-    rows = list(difflib.ndiff(source_of(mutant.module).splitlines(), changed(mutant).splitlines()))
-    return tuple(" ".join(" ".join(row[2:] for row in rows if row.startswith(sign)).split()) for sign in "-+")
+    old, new = (text.splitlines() for text in (source_of(mutant.module), changed(mutant)))
+    first = next(i for i, rows in enumerate(zip(old, new, strict=False)) if rows[0] != rows[1])
+    last = next(i for i, rows in enumerate(zip(old[::-1], new[::-1], strict=False)) if rows[0] != rows[1])
+    return tuple(" ".join(" ".join(rows[first : len(rows) - last]).split()) for rows in (old, new))
 
 
 def statement(text: str, line: int) -> range:

@@ -247,6 +247,8 @@ def test_same_key_pairs_the_draws_across_alpha(arrays):
     one = sim.measured_robustness(gallery, queries, noise=NOISE, **common)
     again = sim.measured_robustness(gallery, queries, noise=NOISE, **common)
     np.testing.assert_array_equal(one.per_query, again.per_query)
+    assert one.per_query.mean() == pytest.approx(one.mean, rel=1e-12)
+    assert 0 < one.mean < 1
     # The number of draws does not change the earlier ones, so a longer run extends a shorter one.
     longer = sim.measured_robustness(gallery, queries, noise=NOISE, num_draws=51, key=jax.random.key(3))
     assert np.all(longer.per_query * 51 - one.per_query * 50 >= -1e-9)
@@ -271,6 +273,14 @@ def test_both_is_worse_than_either(arrays):
         for on in ("gallery", "queries", "both")
     }
     assert rob["both"] < min(rob["gallery"], rob["queries"])
+
+
+def test_rows_that_only_float64_tells_apart(key):
+    gallery, queries = np.array([[0.0], [1e-6], [1.0]]), np.array([[4e-7], [6e-7], [0.9]])
+    found = sim.measured_robustness(
+        gallery, queries, noise=sim.GaussianNoise(1e-9), num_draws=2, key=key, labels=np.arange(3)
+    )
+    assert found.mean == found.accuracy == found.clean_accuracy == 1.0
 
 
 def test_projected_noise(rng):
