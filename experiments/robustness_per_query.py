@@ -55,7 +55,7 @@ class Config:
     seed: int = 6
 
 
-QUICK = Config(num_configurations=5_000, num_differences=20, num_queries=5, num_draws=8_000, num_alphas=7)
+QUICK = Config(num_configurations=5_000, num_differences=20, num_queries=5, num_draws=40_000, num_alphas=7)
 
 
 def measure(config: Config, *, progress: bool = False):
