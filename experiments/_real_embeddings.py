@@ -1,7 +1,9 @@
-"""Closing the gap of real embeddings (CLIP on COCO and ImageNet, VideoCLIP): python -m experiments._real_embeddings FOLDER
+"""Closing the gap of real embeddings (CLIP on COCO and ImageNet, VideoCLIP):
+python -m experiments._real_embeddings FOLDER [OUT [PART ...]]
 
 The folder holds clip_gallery.npy, clip_queries.npy, coco80_text.npy, in1k_text_a.npy, videoclip_gallery.npy and
-videoclip_queries.npy. What is stored and drawn are rates; no embedding leaves the folder.
+videoclip_queries.npy. What is stored and drawn are rates; no embedding leaves the folder. With the names of parts, those
+alone are measured anew and the rest of OUT/real_embeddings.nc is kept.
 """
 
 from __future__ import annotations
@@ -79,23 +81,26 @@ def galleries(arrays) -> dict[str, np.ndarray]:
     }
 
 
-def measure(folder: Path | str, config: Config):
-    """Everything, as rates by rule, size and format."""
+def measure(folder: Path | str, config: Config, only: tuple[str, ...] = ()):
+    """Everything, as rates by rule, size and format; or the named parts alone."""
     import xarray as xr
 
     arrays = read(folder)
     queries = arrays["clip_queries"]
+    parts = dict(
+        subsets=lambda: subsets(config, arrays["clip_gallery"], queries),
+        rules=lambda: rules(config, arrays),
+        trade_off=lambda: trade_off(config, arrays["clip_gallery"], queries),
+        sides=lambda: sides(config, arrays["clip_gallery"][:100], queries),
+        storage=lambda: storage(config, arrays),
+        quantisation=lambda: quantisation(config, folder),
+    )
+    found = {}
     with jax.enable_x64(True):
-        parts = (
-            subsets(config, arrays["clip_gallery"], queries)
-            | rules(config, arrays)
-            | trade_off(config, arrays["clip_gallery"], queries)
-            | sides(config, arrays["clip_gallery"][:100], queries)
-            | storage(config, arrays)
-            | quantisation(config, folder)
-        )
+        for name in only or parts:
+            found |= parts[name]()
     return xr.Dataset(
-        parts,
+        found,
         coords=dict(
             size=list(config.sizes), variance=list(config.variances), alpha=list(config.alphas), kept=list(config.kept),
             gallery=list(galleries(arrays)), rule=list(RULES), scoring=list(SCORINGS), side=list(SIDES),
@@ -149,20 +154,26 @@ def subsets(config: Config, captions, queries) -> dict:
 
 
 def rules(config: Config, arrays) -> dict:
-    """Robustness of each rule on each gallery, its error (0 where the value is exact), and decisions changed."""
-    found = galleries(arrays)
+    """Robustness of each rule on each gallery, its error (0 where the value is exact), and decisions changed. A rule is
+    fitted on one half of the queries and judged on the other, both ways, so that no query judges what it was fitted on."""
+    found, queries = galleries(arrays), arrays["clip_queries"]
+    halves = np.array_split(np.random.default_rng(config.seed).permutation(len(queries)), 2)
     shape = (len(found), len(RULES))
-    robustness, error, changed = np.zeros(shape), np.zeros(shape), np.zeros(shape, int)
-    for i, rows in enumerate(found.values()):
-        for j, (index, share) in enumerate(_indices(rows, arrays["clip_queries"])):
-            robustness[i, j], error[i, j] = _quickly(config, index, arrays["clip_queries"])
-            changed[i, j] = share
+    robustness, variance, changed = np.zeros(shape), np.zeros(shape), np.zeros(shape, int)
+    for seen, asked in (halves, halves[::-1]):
+        share = len(asked) / len(queries)
+        for i, rows in enumerate(found.values()):
+            for j, (index, flips) in enumerate(_indices(rows, queries[seen], queries[asked])):
+                value, error = _quickly(config, index, queries[asked])
+                robustness[i, j] += share * value
+                variance[i, j] += (share * error) ** 2
+                changed[i, j] += flips
     axes = ("gallery", "rule")
-    return dict(robustness=(axes, robustness), error=(axes, error), rule_changed=(axes, changed))
+    return dict(robustness=(axes, robustness), error=(axes, variance**0.5), rule_changed=(axes, changed))
 
 
-def _indices(rows, queries):
-    """(index, decisions changed) of every rule in RULES."""
+def _indices(rows, seen, asked):
+    """(index, decisions changed of those asked) of every rule in RULES, fitted on the queries seen."""
     closers = [
         sim.GapCloser(alpha=0.0),
         sim.GapCloser(),
@@ -171,8 +182,8 @@ def _indices(rows, queries):
     ]
     closers += [sim.GapCloser("centred", num_components=r) for r in (None, 8, 32)] + [sim.GapCloser("optimal")]
     for closer in closers:
-        closer.fit(rows, queries)
-        yield closer.index(rows), closer.certificate(rows, queries).changed
+        closer.fit(rows, seen)
+        yield closer.index(rows), closer.certificate(rows, asked).changed
 
 
 def _quickly(config: Config, index: sim.Index, queries) -> tuple[float, float]:
@@ -288,15 +299,20 @@ def quantisation(config: Config, folder: Path | str) -> dict:
     )  # fmt: skip
 
 
-def main(folder: str, out: str = "results"):
+def main(folder: str, out: str = "figures", *parts: str):
     """Measure, store and draw."""
     from experiments._figures import save_figure
     from experiments._real_page import draw, table
-    from simulator.store import provenance, save_dataset
+    from simulator.store import load_dataset, provenance, save_dataset
 
-    data = measure(folder, Config())
-    data.attrs |= provenance()
-    save_dataset(data, Path(out) / "real_embeddings.nc")
+    path, data = Path(out) / "real_embeddings.nc", measure(folder, Config(), parts)
+    if parts:
+        new, data = data, load_dataset(path)
+        data = data.assign({name: new[name] for name in new.data_vars})
+        data.attrs |= {f"commit of {part}": provenance()["commit"] for part in parts}
+    else:
+        data.attrs |= provenance()
+    save_dataset(data, path)
     save_figure(draw, data, Path(out) / "real_embeddings")
     print(table(data))
 

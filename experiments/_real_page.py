@@ -15,8 +15,9 @@ COLOR_OF = dict(zip(RULES, ("black", BLUE, RED, _figures.CONTROL, GREEN, GREEN, 
 FAINT = {"centred, r = 8": 0.6, "centred, r = 32": 0.3}
 CAPTION = (
     "CLIP ViT-B/32 (unit rows) on MSCOCO, 500 images as queries, and VideoCLIP; noise of σ² = 0.0005 per coordinate on the "
-    "rows. (a) Each rule on four galleries (bars: ± 4 standard errors over draws, at least 40, where measured; exact "
-    "otherwise; optimal: at equal power of the stored rows, fitted on the same queries). (b) Decisions changed against "
+    "rows. (a) Each rule on four galleries, fitted on one half of the images and judged on the other, both ways (bars: ± 4 "
+    "standard errors over draws, at least 40, where measured; exact otherwise; optimal: at equal power of the stored rows); in "
+    "the other panels the images asked are those fitted. (b) Decisions changed against "
     "robustness gained, K = 500. (c) Robustness against the shift along g', K = 100, by scoring and side, ± 4 standard errors "
     "over 40 draws; black: inner products, queries towards their mean. (d) Closing, ± 4 standard errors over 20 random "
     "subsets of the captions; dashed, open: α = 0, solid, filled: α = 1. (e) Answers kept after rounding against bytes per "

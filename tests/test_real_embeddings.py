@@ -177,6 +177,36 @@ def test_the_storage_factors(arrays):
     assert 0.08 < smallest_storage_factor(*moments) / first < 0.083
 
 
+def test_no_query_judges_a_rule_that_was_fitted_on_it(monkeypatch):
+    """Every query is asked once, and its row is not among those that the rule has seen."""
+    queries, pairs = np.arange(20.0)[:, None] * np.ones((1, 3)), []
+    arrays = dict(clip_gallery=np.ones((12, 3)), coco80_text=np.ones((4, 3)), in1k_text_a=np.ones((4, 3)))
+
+    def indices(rows, seen, asked):
+        pairs.append((set(seen[:, 0]), list(asked[:, 0])))
+        return ((None, 1) for _ in real.RULES)
+
+    monkeypatch.setattr(real, "_indices", indices)
+    monkeypatch.setattr(real, "_quickly", lambda config, index, asked: (float(np.mean(asked)), 2.0))
+    found = real.rules(real.Config(), arrays | dict(clip_queries=queries))
+    assert len(pairs) == 2 * len(real.galleries(arrays))
+    assert all(seen.isdisjoint(asked) and len(seen) == len(asked) == 10 for seen, asked in pairs)
+    np.testing.assert_allclose(found["robustness"][1], queries.mean())
+    np.testing.assert_allclose(found["error"][1], 2.0 / 2**0.5)
+    np.testing.assert_array_equal(found["rule_changed"][1], 2)
+
+
+def test_the_readme_says_the_held_out_numbers_and_whose_queries_they_are():
+    from simulator.store import load_dataset
+
+    root = Path(__file__).parents[1]
+    here = load_dataset(root / "figures" / "real_embeddings.nc").robustness.sel(gallery="ImageNet, K = 1000")
+    said = " ".join((root / "README.md").read_text().split())
+    open_, scalar, linear = (f"{float(here.sel(rule=r)):.2f}"[1:] for r in ("as it is", "centred", "optimal"))
+    assert f'("centred") raises robustness from {open_} to {scalar} with no decision changed' in said
+    assert f'("optimal") to {linear}; the queries are 500 COCO images, each judged by rules fitted on the other half' in said
+
+
 def test_the_stored_figure_is_that_of_these_numbers():
     from simulator.store import load_dataset
 
