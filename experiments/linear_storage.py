@@ -65,7 +65,7 @@ class Config:
     spectra: tuple[int, int] = (96, 32)
     isotropic: tuple[int, int] = (20, 32)
     noise: float = 0.2  # standard deviation over the root mean square of the stored entries
-    num_queries: int = 48
+    num_queries: int = 144
     num_metrics: int = 1000
     num_starts: int = 4
     search_steps: int = 2000
@@ -77,7 +77,7 @@ class Config:
 
 
 QUICK = Config(
-    towers=False, spectra=(40, 16), isotropic=(12, 16), num_queries=32, num_starts=2, num_draws=1000, num_rotations=12
+    towers=False, spectra=(40, 16), isotropic=(12, 16), num_queries=96, num_starts=2, num_draws=1000, num_rotations=12
 )
 
 
