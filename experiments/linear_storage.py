@@ -94,7 +94,10 @@ def measure(config: Config, *, progress: bool = False):
         ]
     parts = []
     for gallery, queries, _ in tqdm(galleries.values(), disable=not progress, desc="galleries"):
-        seen, asked = queries[::2], queries[1::2][: config.num_queries]  # storages are fitted on the one, judged on the other
+        seen, asked = (
+            queries[::2],
+            queries[1::2][: config.num_queries],
+        )  # storages are fitted on the one, judged on the other
         indices = storages(gallery, seen)
         parts.append(
             _decisions(config, gallery, seen, asked)
@@ -281,7 +284,9 @@ def judge(data) -> list[sim.Row]:
         """On every gallery: the worst."""
         places, signs = np.arange(len(steps)), np.ones(len(steps) - 1)
         here, error = (each.sel(storage=steps).transpose("gallery", "storage").values for each in (values, errors))
-        return worst(sim.Check("monotone", signs, *pair, places) for pair in zip(here, [4.0] * len(here), error, strict=True))
+        return worst(
+            sim.Check("monotone", signs, *pair, places) for pair in zip(here, [4.0] * len(here), error, strict=True)
+        )
 
     four_bits = data.sel(format="int4")
     return [

@@ -204,7 +204,10 @@ def test_the_readme_says_the_held_out_numbers_and_whose_queries_they_are():
     said = " ".join((root / "README.md").read_text().split())
     open_, scalar, linear = (f"{float(here.sel(rule=r)):.2f}"[1:] for r in ("as it is", "centred", "optimal"))
     assert f'("centred") raises robustness from {open_} to {scalar} with no decision changed' in said
-    assert f'("optimal") to {linear}; the queries are 500 COCO images, each judged by rules fitted on the other half' in said
+    assert (
+        f'("optimal") to {linear}; the queries are 500 COCO images, each judged by rules fitted on the other half'
+        in said
+    )
 
 
 def test_the_stored_figure_is_that_of_these_numbers():
