@@ -49,7 +49,7 @@ CAPTION = (
     "1,000 random metrics per gallery, sorted (grey), and gradient search from random starts, by iteration (black; solid, "
     "dashed, dotted: the galleries). (b) Robustness at equal noise-to-power: exact (bars) and measured, ± 4 standard errors "
     "over 2,000 draws; storages are fitted on half of the queries and judged on others. (c) Answers kept after rounding the rows of the first gallery to low precision: predicted from the "
-    "steps (bars), measured, ± 4 standard errors over 24 random bases; grey: step²/6. (d) Answers kept against bytes per row "
+    "steps (bars), measured, ± 4 standard errors over 100 random bases; grey: step²/6. (d) Answers kept against bytes per row "
     "(scalars and scales included) on the first gallery: the formats of (c) with a scale per row (solid), 3 to 8 bits with a "
     "range per column (dashed), and FAISS's scalar and product quantisers at the better of its two metrics."
 )
