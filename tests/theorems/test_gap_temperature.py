@@ -43,5 +43,5 @@ def test_full_settings_are_larger():
     assert full.seeds > quick.seeds
     assert full.steps > quick.steps
     assert set(quick.temperatures) <= set(full.temperatures)
-    shared = dict(temperatures=full.temperatures, seeds=full.seeds, steps=full.steps, eval_points=full.eval_points)
+    shared = {name: getattr(full, name) for name in ("temperatures", "seeds", "peak_seeds", "steps", "eval_points")}
     assert dataclasses.replace(quick, **shared) == full
