@@ -95,6 +95,8 @@ def measure(folder: Path | str, config: Config, only: tuple[str, ...] = ()):
         storage=lambda: storage(config, arrays),
         quantisation=lambda: quantisation(config, folder),
     )
+    if unknown := sorted({*only} - {*parts}):
+        raise ValueError(f"no part is called {', '.join(unknown)}; the parts are {', '.join(parts)}")
     found = {}
     with jax.enable_x64(True):
         for name in only or parts:
@@ -299,8 +301,8 @@ def quantisation(config: Config, folder: Path | str) -> dict:
     )  # fmt: skip
 
 
-def main(folder: str, out: str = "figures", *parts: str):
-    """Measure, store and draw."""
+def main(folder: str, out: str = "results", *parts: str):
+    """Measure, store and draw; what is stored already keeps its place beside the named parts, on the same points alone."""
     from experiments._figures import save_figure
     from experiments._real_page import draw, table
     from simulator.store import load_dataset, provenance, save_dataset
@@ -308,6 +310,9 @@ def main(folder: str, out: str = "figures", *parts: str):
     path, data = Path(out) / "real_embeddings.nc", measure(folder, Config(), parts)
     if parts:
         new, data = data, load_dataset(path)
+        for name, points in new.coords.items():
+            if not points.equals(data.coords[name]):
+                raise ValueError(f"{path} holds another {name} than is measured now; measure every part anew")
         data = data.assign({name: new[name] for name in new.data_vars})
         data.attrs |= {f"commit of {part}": provenance()["commit"] for part in parts}
     else:

@@ -20,8 +20,8 @@ CAPTION = (
     "gallery and changes no clean decision; lines exact, nothing fitted, points measured, ± 4 standard errors over "
     "draws; beyond closure it is lost again, and noise on the queries is not affected (grey, dotted, σ = 0.09). (d) "
     "The same on CLIP (10 and 500 captions, COCO's 80 and ImageNet's 1,000 class prompts; the queries are 500 COCO images "
-    "throughout, each judged by what the other half fitted; σ² = 0.0005; grey: the gap open): where the classes leave nothing orthogonal to move, one exact scalar per class still buys it, with no "
-    "decision changed. Bars: exact, or ± 2 standard errors over draws."
+    "throughout, each judged by what the other half fitted; σ² = 0.0005; grey: the gap open): where the classes leave "
+    "nothing orthogonal to move, one exact scalar per class still buys it, with no decision changed. Bars: exact, or ± 2 standard errors over draws."
 )
 TEMPERATURES = (LINES[0], _figures.COLORS[3], LINES[1])  # small to large, as on the spheres
 RULES = {"as it is": "open", "complement": "closed along g'", "centred": "one scalar per class"}

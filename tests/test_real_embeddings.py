@@ -196,6 +196,41 @@ def test_no_query_judges_a_rule_that_was_fitted_on_it(monkeypatch):
     np.testing.assert_array_equal(found["rule_changed"][1], 2)
 
 
+def test_parts_are_measured_beside_what_is_stored_on_the_same_points(tmp_path, monkeypatch):
+    from simulator.store import load_dataset, save_dataset
+
+    root = Path(__file__).parents[1]
+    stored = load_dataset(root / "figures" / "real_embeddings.nc").load()
+    monkeypatch.setattr(
+        real,
+        "read",
+        lambda folder: dict.fromkeys(("clip_gallery", "coco80_text", "in1k_text_a", "clip_queries"), np.ones((500, 2))),
+    )
+    monkeypatch.setattr(real, "rules", lambda *_: dict(error=(("gallery", "rule"), np.full(stored.error.shape, 7.0))))
+    monkeypatch.setattr("experiments._figures.save_figure", lambda *_: None)
+    with pytest.raises(ValueError, match="no part is called rule; the parts are subsets, rules"):
+        real.main("", str(tmp_path), "rule")
+    save_dataset(stored, tmp_path / "real_embeddings.nc")
+    real.main("", str(tmp_path), "rules")
+    found = load_dataset(tmp_path / "real_embeddings.nc")
+    assert (found.error == 7.0).all()
+    assert found.drop_vars("error").equals(stored.drop_vars("error"))
+    save_dataset(stored.isel(rule=slice(1, None)), tmp_path / "real_embeddings.nc")
+    with pytest.raises(ValueError, match="another rule than is measured now"):
+        real.main("", str(tmp_path), "rules")
+
+
+def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatch):
+    from simulator.store import load_dataset
+
+    stored = load_dataset(Path(__file__).parents[1] / "figures" / "real_embeddings.nc").load()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(real, "measure", lambda *_: stored)
+    monkeypatch.setattr("experiments._figures.save_figure", lambda *_: None)
+    real.main("")
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nc")] == ["results/real_embeddings.nc"]
+
+
 def test_the_readme_says_the_held_out_numbers_and_whose_queries_they_are():
     from simulator.store import load_dataset
 

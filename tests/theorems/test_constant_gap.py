@@ -1,7 +1,6 @@
 """P11; the negative control of each row is judged in check_claim."""
 
 import dataclasses
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +11,8 @@ from experiments import constant_gap
 from experiments.constant_gap import Config, descend, start
 from simulator.store import load_dataset
 from simulator.theory.constant_gap import predicted_log_closing
-from tests.theorems.common import check_claim, quick_measurement
+from tests.theorems.common import FIGURES, check_claim, quick_measurement
 
-FIGURES = Path(__file__).parents[2] / "figures"
 SMALL = Config(num_pairs=12, blocks=(3, 5, 7))
 
 
