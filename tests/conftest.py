@@ -19,19 +19,20 @@ import pytest
 
 from simulator.compiler import use_flags
 from simulator.engine import release_programs
+from tests.processes import COMPILED
 
-CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 # Most of the time here is compiling: half the effort of the compiler is enough for small arrays. JAX reads this when it computes first.
 FAST_COMPILING = ("--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1")
-use_flags(*FAST_COMPILING, memory=CACHE / "xla_flags.json")
+use_flags(*FAST_COMPILING, memory=COMPILED / "xla_flags.json")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
 # Shells start background jobs with Ctrl-C ignored, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# What one process compiled serves the others, and the next run.
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# What one process compiled serves the others, the next run and the next clone: most of a first run is compiling.
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)  # what was not used for longest goes first
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 ROOM = 1_000_000_000  # bytes that a process may keep after a test; 2 GB are for the largest test on top

@@ -44,7 +44,6 @@ def prepared() -> Path:
     ignored = shutil.ignore_patterns(".*", "results", "__pycache__", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, copy, ignore=ignored, dirs_exist_ok=True)
     CACHE.mkdir(parents=True, exist_ok=True)
-    (copy / ".pytest_cache").symlink_to(CACHE)
     os.chdir(copy)
     os.environ |= dict(PYTHONPATH=str(copy), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     hidden = (ROOT, ROOT / "tests")

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from simulator.engine import cache_folder
+
+COMPILED = cache_folder() / "tests"  # a folder of the user, so that clones share it
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
+    "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
