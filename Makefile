@@ -8,7 +8,7 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 INSTALLED := $(VENV)/installed-$(VERSION)
 ARGS ?=
 
-.PHONY: run test test-all lint mutants install clean
+.PHONY: run test test-all lint docs mutants install clean
 
 run: install
 	$(BIN)/gapsim run $(ARGS)
@@ -22,6 +22,12 @@ test-all: install
 lint: install
 	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty $(CONSTRAINTS:%=--constraint %)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
+
+# The site, with warnings as errors: open docs/_build/index.html
+docs: install
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[docs]' $(CONSTRAINTS:%=--constraint %)
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo "docs/_build/index.html"
 
 # Small wrong changes to the code and how many die, as CONTRIBUTING says: make mutants ARGS="--seed 2"
 mutants: install
