@@ -23,11 +23,11 @@ lint: install
 	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty $(CONSTRAINTS:%=--constraint %)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
 
-# The site, with warnings as errors: open docs/_build/index.html
+# The site, with warnings as errors: open docs/_build/html/index.html
 docs: install
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[docs]' $(CONSTRAINTS:%=--constraint %)
-	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build
-	@echo "docs/_build/index.html"
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 # Small wrong changes to the code and how many die, as CONTRIBUTING says: make mutants ARGS="--seed 2"
 mutants: install

@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",  # formulas are set without a network
     "sphinx_copybutton",
     "claim",
     "docstrings",
@@ -38,9 +39,9 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_param = False  # one entry may name several arguments
 napoleon_use_rtype = False
-napoleon_custom_sections = ["Assumes", "Error", "Source"]
+napoleon_custom_sections = [("Attributes", "params_style"), "Assumes", "Error", "Source"]
 
 html_theme = "furo"
 html_title = project

@@ -1,4 +1,4 @@
-"""The directive `claim`: everything that a claim says of itself, and its stored measurement, judged by its own `judge`."""
+"""Directives that show stored results: `claim`, a claim judged by its own `judge`, and `bench`, the table of rates."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
+from experiments import _bench as bench
 from experiments import _ledger as catalogue
 from simulator.store import load_dataset
 
@@ -31,7 +32,7 @@ class ClaimDirective(SphinxDirective):
         figure += nodes.caption("", "", *inline(module.CAPTION, targets, self.env.docname))
         figure += nodes.legend("", self._paragraph(f"Redraw from stored numbers: `gapsim figures {stem}`."))
         command = (
-            f"gapsim verify {claim.id} --quick    # small settings\ngapsim verify {claim.id}            # as below"
+            f"gapsim verify {claim.id} --quick    # small settings\ngapsim verify {claim.id}            # as above"
         )
         return [
             definitions(facts, targets, self.env.docname),
@@ -61,6 +62,15 @@ class ClaimDirective(SphinxDirective):
             name = row["check"].rsplit(" [", 1)[0]
             items.append(nodes.list_item("", self._paragraph(f"{name}: {'; '.join(parts)}.")))
         return [self._paragraph("Conditions and sizes:"), nodes.bullet_list("", *items)] if items else []
+
+
+class BenchDirective(SphinxDirective):
+    """`{bench}`: the table of the stored bench."""
+
+    def run(self):
+        numbers = FIGURES / "performance.nc"
+        self.env.note_dependency(str(numbers))
+        return self.parse_text_to_nodes(bench.markdown(load_dataset(numbers)))
 
 
 def inline(text: str, targets: set[str], docname: str):
@@ -122,6 +132,7 @@ def line_of(cells):
 
 
 def setup(app):
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("claim", ClaimDirective)
+    app.add_directive("bench", BenchDirective)
     return dict(parallel_read_safe=True)

@@ -44,8 +44,10 @@ def escaped(text: str, targets: set[str]) -> str:
             pieces += [SPECIAL.sub(r"\\\g<0>", part[last : found.start()]), found[1], found[2], found[1]]
             last = found.end()
         parts[i] = linked("".join([*pieces, SPECIAL.sub(r"\\\g<0>", part[last:])]), targets)
-    # Markup ends at a space; one that is escaped shows nothing.
-    return re.sub(r"(``|`)(?=[\w'’])", r"\1\\ ", "".join(parts)) if len(parts) > 1 else parts[0]
+    for i in range(1, len(parts), 2):  # code begins and ends at a space; one that is escaped shows nothing
+        parts[i - 1] += "\\ " if parts[i - 1][-1:].isalnum() else ""
+        parts[i + 1] = ("\\ " if parts[i + 1][:1].isalnum() else "") + parts[i + 1]
+    return "".join(parts)
 
 
 def as_rst(lines: list[str], targets: set[str]) -> list[str]:
@@ -78,7 +80,7 @@ def as_rst(lines: list[str], targets: set[str]) -> list[str]:
             done += [f"  {escaped(section[2], targets)}"] if section[2] else []
             continue
         entry = ENTRY.match(line) if base and indent == base else None
-        done.append(entry[1] + escaped(entry[2], targets) if entry else escaped(line, targets))
+        done.append(escaped(entry[1], targets) + escaped(entry[2], targets) if entry else escaped(line, targets))
     flush()
     return done
 
@@ -94,6 +96,8 @@ def setup(app):
         return (ADDRESS.sub(r"\1", arguments) if arguments else arguments), returned
 
     def skip(app, kind, name, value, skipped, options):
+        if (getattr(value, "__doc__", None) or "").startswith("Alias for field number"):
+            return True  # of a named tuple: its fields are explained in its docstring
         is_ours = getattr(value, "__module__", "simulator").startswith("simulator")
         return None if is_ours or not callable(value) else True  # a field whose default is a function of a library
 
