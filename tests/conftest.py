@@ -31,8 +31,21 @@ matplotlib.use("Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # What one process compiled serves the others, the next run and the next clone: most of a first run is compiling.
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)  # what was not used for longest goes first
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+KEPT = 2_000_000_000  # bytes of compiled programs; JAX's own limit keeps nothing once a process without it has written
+
+
+def pytest_sessionstart(session):
+    """What was written longest ago goes first."""
+    if hasattr(session.config, "workerinput"):
+        return
+    with contextlib.suppress(OSError):
+        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir())
+        for (_, _, file), left in zip(files, np.cumsum([size for _, size, _ in files][::-1])[::-1], strict=True):
+            if left > KEPT:
+                file.unlink(missing_ok=True)
 
 
 ROOM = 1_000_000_000  # bytes that a process may keep after a test; 2 GB are for the largest test on top
