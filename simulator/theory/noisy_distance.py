@@ -115,8 +115,9 @@ def _near(w, v, u, order):
     z = u * v
     with np.errstate(divide="ignore", invalid="ignore"):
         bessel = np.log(ive(order, z)) - order * np.log(z)
-    small = z < 1.0
-    bessel[small] = np.log(hyp0f1(order + 1, 0.25 * z[small] ** 2)) - gammaln(order + 1) - order * np.log(2) - z[small]
+    close = np.minimum(z, 1.0)
+    series = np.log(hyp0f1(order + 1, 0.25 * close**2)) - gammaln(order + 1) - order * np.log(2) - close
+    bessel = np.where(z < 1.0, series, bessel)
     return (2 * order + 1) * np.log(u) - 0.5 * w**2 + bessel
 
 

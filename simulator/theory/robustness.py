@@ -322,8 +322,10 @@ def num_nodes_for(num_classes: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def legendre_nodes(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss–Legendre nodes and weights on [−1, 1]."""
-    return np.polynomial.legendre.leggauss(num_nodes)
+    """Gauss–Legendre nodes and weights on [−1, 1]; NumPy's would take the cube of their number."""
+    from scipy.special import roots_legendre
+
+    return roots_legendre(num_nodes)
 
 
 def two_class_robustness(nearest, other, *, sigma: float, dimensions) -> np.ndarray:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.theory.robustness import gaussian_nodes, num_nodes_for
-from simulator.units import resolved
+from simulator.units import in_own_units, resolved
 from simulator.validation import require_number, require_rows, require_same_width
 
 STEEPEST = 16.0  # largest ratio of two noises that the quadrature resolves to 1e-9
@@ -53,10 +53,11 @@ def margin_robustness(scores, noise) -> np.ndarray:
       P for each query, [n].
 
     Raises:
-      ValueError: scores that are not finite rows, or noise of another shape or not above 0.
+      ValueError: scores that are not finite rows; noise of another shape or not above 0; noise on the best score of a
+        query of more than 16 times that on another, where the quadrature would miss.
 
     Assumes: noise independent between classes.
-    Error: exact (quadrature below 1e-9 where the noises of a query's classes differ by a factor of 16 at most).
+    Error: exact (quadrature below 1e-11, against a composite rule with panels at every step of the integrand).
     Source: derived here: theory.md N6.
     """
     scores, noise = _scores_and_noise(scores, noise)
@@ -113,7 +114,12 @@ def _margin_integral(scores, noise, *, slope: bool = False):
     margins = (scores[n, best][:, None] - scores) / noise
     own = np.broadcast_to(noise, scores.shape)[n, best][:, None] / noise
     # A rival with less noise than the answer makes the integrand steeper by their ratio; half as much again does no harm.
-    z, weights = gaussian_nodes(num_nodes_for(scores.shape[1]) * int(np.ceil(np.clip(own.max(), 1.0, STEEPEST) - 0.5)))
+    if own.max() > STEEPEST:
+        raise ValueError(
+            f"the noise on the best score of a query is {own.max():.3g} times that on another score; the quadrature resolves "
+            f"{STEEPEST:g} at most: give the quieter classes more noise, or measure with draws"
+        )
+    z, weights = gaussian_nodes(num_nodes_for(scores.shape[1]) * int(np.ceil(max(own.max(), 1.0) - 0.5)))
     argument = margins[:, None, :] + own[:, None, :] * z[None, :, None]
     factors = ndtr(argument)
     factors[n, :, best] = 1.0
@@ -154,13 +160,15 @@ def centred_robustness(
     require_same_width(gallery, queries)
     require_number("sigma", sigma, above=0.0)
     require_number("scalar_noise", scalar_noise, least=0.0)
-    gallery, queries, centre = (np.asarray(a, float) for a in (gallery, queries, centre))
-    rest = queries - centre[None, :]
+    # The noise on the scalars is in the units of a bias, the centre in those of a query.
+    asked, weight = np.vstack([queries, np.reshape(centre, (1, -1))]), np.full(len(gallery), scalar_noise)
+    problem = in_own_units(gallery, asked, sigma=sigma, scoring="sqeuclidean", bias=weight)
+    queries, rest = problem.queries[:-1], problem.queries[:-1] - problem.queries[-1][None, :]
     if axes is not None:
         rest = rest - (rest @ axes.T) @ axes
     # A query at the centre has no noise at all.
-    noise = np.sqrt(sigma**2 * np.sum(rest**2, axis=1) + scalar_noise**2)
-    return margin_robustness(clean_scores(gallery, queries), np.maximum(noise, 1e-150))
+    noise = np.hypot(problem.sigma_gallery * np.linalg.norm(rest, axis=1), np.asarray(problem.bias)[0])
+    return margin_robustness(clean_scores(problem.gallery, queries), np.maximum(noise, 1e-150))
 
 
 def clean_scores(gallery, queries) -> np.ndarray:
@@ -195,7 +203,9 @@ def optimal_centre(gallery, queries, *, sigma: float, axes=None, tolerance: floa
     require_same_width(gallery, queries)
     require_number("sigma", sigma, above=0.0)
     gallery, queries = np.asarray(gallery, float), np.asarray(queries, float)
-    sigma = resolved(sigma, gallery, queries)
+    exponent = int(np.frexp(max(np.abs(gallery).max(), np.abs(queries).max()))[1])  # squares of 1e-160 would vanish
+    gallery, queries = np.ldexp(gallery, -exponent), np.ldexp(queries, -exponent)
+    sigma = resolved(float(np.ldexp(sigma, -exponent)), gallery, queries)
     scores = clean_scores(gallery, queries)
     scale = np.sqrt(np.mean(np.sum(queries**2, axis=1)))
 
@@ -213,7 +223,7 @@ def optimal_centre(gallery, queries, *, sigma: float, axes=None, tolerance: floa
     centre = queries.mean(axis=0)
     start = climb(centre)[2]
     if start == 0:  # no decision is ever lost: every centre is as good
-        return centre
+        return np.ldexp(centre, exponent)
     # In units in which the curvature at the start is about 1.
     unit = 1 / np.sqrt(start)
     best = minimize(
@@ -224,7 +234,7 @@ def optimal_centre(gallery, queries, *, sigma: float, axes=None, tolerance: floa
     # A gain below 1e-12 is none.
     if not np.linalg.norm(slope) <= max(tolerance * scale * weight, 1e-12 / scale):
         raise FloatingPointError("the search for the best centre has not converged; use the mean query")
-    return best
+    return np.ldexp(best, exponent)
 
 
 def second_moment(rows, centre) -> np.ndarray:

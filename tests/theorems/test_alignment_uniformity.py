@@ -78,6 +78,24 @@ def test_concentrated_law_by_brute_force():
     np.testing.assert_allclose(found, (limit, first, second), rtol=1e-4)
 
 
+@pytest.mark.parametrize("dimensions", [2, 3, 8, 64, 1024])
+@pytest.mark.parametrize("kappa", [0.1, 10.0, 1e3, 1e5])
+def test_the_quadrature_of_von_mises_fisher_has_its_moments(dimensions, kappa):
+    """E t = I_{d/2}(κ)/I_{d/2−1}(κ) in 30 digits, E t² = 1 − (d − 1) E t/κ; control: the mean of one dimension more."""
+
+    def mean(d):
+        with mpmath.workdps(30):
+            return float(mpmath.besseli(mpmath.mpf(d) / 2, kappa) / mpmath.besseli(mpmath.mpf(d) / 2 - 1, kappa))
+
+    t, weights = limits._coordinate(dimensions, kappa)
+    for found, expected in (
+        (weights @ t, mean(dimensions)),
+        (weights @ t**2, 1 - (dimensions - 1) * mean(dimensions) / kappa),
+    ):
+        assert abs(found - expected) < 1e-12
+    assert abs(weights @ t - mean(dimensions + 1)) > 1e-8
+
+
 def test_corrections_against_exact_integrals():
     """n = 3 pairs on the circle at high temperature, where E log Σ is a double integral over the two rivals."""
     for scale in (0.2, 0.4):

@@ -52,6 +52,51 @@ def test_margin_robustness_by_loops(rng):
     assert np.abs(control - margin_robustness(scores, noise)).max() > 1e-3
 
 
+def composite_margin(scores, noise):
+    """One query by 16 nodes on every panel between the places where a factor of the integrand turns."""
+    from scipy.special import log_ndtr
+
+    best = np.argmax(scores)
+    margins, others = scores[best] - np.delete(scores, best), np.delete(noise, best)
+    turns = -margins[:, None] / noise[best] + others[:, None] / noise[best] * np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8])
+    edges = np.unique(np.clip([*turns.ravel(), *np.linspace(-9, 9, 73)], -9, 9))
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    half = 0.5 * np.diff(edges)[:, None]
+    z = edges[:-1, None] + half * (1 + nodes)[None, :]
+    inside = log_ndtr((margins + noise[best] * z[..., None]) / others).sum(axis=-1)
+    return float(np.sum(half * weights * np.exp(inside - 0.5 * z**2))) / np.sqrt(2 * np.pi)
+
+
+@pytest.mark.parametrize(("ratio", "classes"), [(1, 2), (4, 200), (16, 2), (16, 10), (16, 60)])
+def test_margin_robustness_keeps_its_error_up_to_noises_of_a_ratio_of_16(rng, ratio, classes):
+    """The answer louder and quieter than its rivals, and noises in between, with panels as the reference."""
+    for case in range(6):
+        scores = rng.normal(size=classes) * 10 ** rng.uniform(-1.5, 0.5)
+        noise = 10 ** rng.uniform(-1, 0) * float(ratio) ** rng.uniform(size=classes)
+        if case % 3:
+            noise[:] = 0.3
+            noise[scores.argmax()] *= ratio if case % 3 == 1 else 1 / ratio
+        assert abs(margin_robustness(scores[None], noise[None])[0] - composite_margin(scores, noise)) < 1e-11
+    noise[:], noise[scores.argmax()] = 1.0, 17.0
+    with pytest.raises(ValueError, match="17 times that on another score; the quadrature resolves 16"):
+        margin_robustness(scores[None], noise[None])
+
+
+@pytest.mark.parametrize("scalar_noise", [0.0, 0.4])
+@pytest.mark.parametrize("unit", [1e-160, 1e-40, 1e140])
+def test_the_centred_rule_knows_no_unit_of_length_and_no_origin(rng, unit, scalar_noise):
+    gallery, queries, centre = rng.normal(size=(5, 6)), rng.normal(size=(4, 6)), rng.normal(size=6)
+    expected = centred_robustness(gallery, queries, sigma=0.3, centre=centre, scalar_noise=scalar_noise)
+    assert 0.3 < expected.min() < 0.9
+    noise = dict(sigma=0.3 * unit, scalar_noise=scalar_noise * unit * unit)
+    found = centred_robustness(gallery * unit, queries * unit, centre=centre * unit, **noise)
+    # The square of a unit of 1e-160 has few digits left in float64.
+    np.testing.assert_allclose(found, expected, rtol=1e-3 if unit * unit < 1e-310 else 1e-9)
+    moved = [rows + 1e6 for rows in (gallery, queries, centre)]
+    found = centred_robustness(*moved[:2], sigma=0.3, centre=moved[2], scalar_noise=scalar_noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
 def test_two_classes_have_the_textbook_value(rng):
     from scipy.special import ndtr
 
@@ -116,7 +161,7 @@ def test_the_best_centre_is_the_weighted_mean_of_its_equation(full_rank):
     assert np.linalg.norm(control @ queries / control.sum() - best) > 1e-3
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1e3])
+@pytest.mark.parametrize("unit", [1e-160, 1e-3, 1e3, 1e150])
 def test_the_best_centre_knows_no_unit_of_length(full_rank, unit):
     gallery, queries = full_rank[0], full_rank[1][:60]
     best = optimal_centre(gallery, queries, sigma=0.1)

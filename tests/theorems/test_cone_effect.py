@@ -71,6 +71,19 @@ def test_moments_are_power_series_in_the_correlation(activation):
         )
 
 
+@pytest.mark.parametrize(("activation", "limit"), [("tanh", np.sign), ("gelu", lambda p: np.maximum(p, 0.0))])
+def test_moments_of_large_variances_approach_their_limits(activation, limit):
+    """tanh → sign: (2/π) arcsin ρ, GELU → ReLU, both with an error of order 1/variance; a step of 1/8 adds more."""
+    for rho in (-0.9, 0.3, 0.99):
+        whole = dict(tanh=2 / np.pi * np.arcsin(rho), gelu=cones.product_moment(1.0, 1.0, rho, "relu"))[activation]
+        off = [float(cones.product_moment(v, v, rho * v, activation)) / (v if activation == "gelu" else 1) - whole
+               for v in (25.0, 100.0, 400.0, 1600.0)]  # fmt: skip
+        assert abs(off[-1]) > 1e-6 and abs(off[-1] / off[-2] - 0.25) < 0.015
+    for size in (2501.0, np.inf):
+        with pytest.raises(ValueError, match="reaches 2500"):
+            cones.product_moment(1.0, size, 0.5, activation)
+
+
 def test_recursion_of_liang_in_closed_form():
     """With W and b of variance 1/d: ρ' = κ₁((⟨u,v⟩ + 1)/√((‖u‖² + 1)(‖v‖² + 1))), ‖·‖² → (‖·‖² + 1)/2."""
     path = cones.cosine_by_layer(3.0, 0.5, 0.2, depth=6, bias_variance=1.0)
