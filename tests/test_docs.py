@@ -1,0 +1,156 @@
+"""The site: its links lead somewhere, it has a page for every claim, name and statement cited, and what it prints runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simulator as sim
+from experiments import _ledger
+from tests.test_readme import BLOCK, TUTORIAL, commands, tutorial
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<head>[^\n]*)\n(?P<body>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?!\{)|\{(?:code|eval-rst|math)")  # the head of a fence that holds no prose
+MATHEMATICS = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+CITATION = re.compile(r"theory\.md ((?:[CNP]\d+T?(?:–|, | and )?)+)")
+CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Minutes each; the tests of the README, of the ledger and of the report run them.
+ELSEWHERE = ("make run", "source .venv/bin/activate", "gapsim verify C4 --quick", "gapsim report")
+
+
+def prose(text: str) -> str:
+    """A page without its code and formulas; what stands inside of other directives stays."""
+    keep = lambda found: "" if CODE.match(found["head"]) else f"{found['head']}\n{found['body']}"  # noqa: E731
+    return MATHEMATICS.sub("", re.sub(r"`[^`\n]*`", "", FENCE.sub(keep, text)))
+
+
+def labels(text: str) -> set[str]:
+    """The targets `(name)=` of a page."""
+    return set(re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE))
+
+
+def anchors(text: str) -> set[str]:
+    """What a link to a page may name after `#`: its targets, and its headings as GitHub names them."""
+    found, titles = labels(text), re.findall(r"^#{1,4} +(.+)$", FENCE.sub("", text), re.MULTILINE)
+    for title in titles:
+        slug = re.sub(r"[^\w\- ]", "", title.strip().lower().replace("`", "")).replace(" ", "-")
+        found.add(f"{slug}-1" if slug in found else slug)
+    return found
+
+
+def broken(page: Path, text: str) -> list[str]:
+    """The links of a page that lead nowhere."""
+    known, bad = set().union(*(labels(path.read_text()) for path in PAGES)), []
+    for target in re.findall(r"\]\(<?([^)\s>]+)>?\)", prose(text)):
+        file, _, anchor = target.partition("#")
+        goal = (page.parent / file).resolve() if file else page
+        if target.startswith(("https://", "http://")) or target.removeprefix("#") in known:
+            continue
+        if not goal.exists() or (anchor and anchor not in anchors(goal.read_text() if file else text)):
+            bad.append(target)
+    return bad
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_links_resolve(page):
+    assert not broken(page, page.read_text())
+
+
+def test_a_broken_link_is_seen():
+    """The control: no such page, no such heading, no such target, and inside of a directive too."""
+    page = DOCS / "index.md"
+    text = "[a](first-hour.md) [b](nowhere.md) [c](first-hour.md#read-a-ledger) [d](first-hour.md#nowhere) [e](#no-target)\n"
+    note = "```{note}\n[f](gone.md)\n```\n```python\nx[0](none.md)\n```\n`[g](code.md)` $[h](formula)$\n"
+    assert broken(page, text + note) == ["nowhere.md", "first-hour.md#nowhere", "#no-target", "gone.md"]
+
+
+def test_every_claim_has_its_page():
+    stems = _ledger.stems()
+    assert {path.stem for path in (DOCS / "claims").glob("*.md")} == {"index", *stems}
+    listed = (DOCS / "claims" / "index.md").read_text()
+    for stem in stems:
+        shown = re.findall(r"^```\{claim\} (\w+)$", (DOCS / "claims" / f"{stem}.md").read_text(), re.MULTILINE)
+        assert shown == [_ledger.load(stem).CLAIM.id], stem
+        assert f"({stem}.md)" in listed, stem
+
+
+def cited() -> set[str]:
+    """The statements that code and tests cite as "theory.md N4, N6" or "theory.md N5–N7"."""
+    found = set()
+    for folder in ("simulator", "experiments", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path == Path(__file__):
+                continue
+            for names in CITATION.findall(path.read_text()):
+                found |= set(re.findall(r"[CNP]\d+T?", names))
+                for letter, first, last in re.findall(r"([CNP])(\d+)–[CNP](\d+)", names):
+                    found |= {f"{letter}{number}" for number in range(int(first), int(last) + 1)}
+    return found
+
+
+def test_every_statement_that_is_cited_has_its_derivation():
+    targets = set().union(*(labels(path.read_text()) for path in (DOCS / "theory").glob("*.md")))
+    assert {"C2", "C3", "N1", "N4", "N6", "P4"} <= cited()
+    assert not {name for name in cited() if f"theory-{name.lower()}" not in targets}
+
+
+def test_every_public_name_and_every_prediction_has_its_place():
+    shown = re.findall(
+        r"auto(?:class|function):: simulator\.(\w+)$", "".join(p.read_text() for p in PAGES), re.MULTILINE
+    )
+    assert sorted(shown) == sorted(sim.__all__)
+    topics = {path.stem for path in (ROOT / "simulator" / "theory").glob("*.py")} - {"__init__"}
+    predictions = (DOCS / "api" / "predictions.md").read_text()
+    assert set(re.findall(r"automodule:: simulator\.theory\.(\w+)$", predictions, re.MULTILINE)) == topics
+
+
+def test_the_site_explains_the_readme_s_tutorial():
+    example = tutorial().removeprefix(f"# {TUTORIAL}\n")
+    assert example in (DOCS / "howto" / "write-a-claim.md").read_text()
+
+
+@pytest.fixture
+def typed(tmp_path):
+    """(words) -> the finished process, in a folder of its own that sees the published figures."""
+    (tmp_path / "figures").symlink_to(ROOT / "figures")
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), MPLBACKEND="Agg")
+    environment.pop("XLA_FLAGS", None)  # those of the tests are not a user's
+
+    def run(*words):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+    return tmp_path, run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in (DOCS / "notebooks").glob("*.md") if p.stem != "index"))
+def test_notebooks_run(typed, name):
+    _, run = typed
+    cells = CELL.findall((DOCS / "notebooks" / f"{name}.md").read_text())
+    assert len(cells) > 2
+    run("-c", "\n".join(cells))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", [("first-hour", "howto/own-embeddings"), ("howto/sweep",), ("howto/results",)])
+def test_what_a_page_prints_runs(typed, pages):
+    """In order, in one folder: files, Python, and commands but for what takes minutes and is typed elsewhere."""
+    folder, run = typed
+    for page in pages:
+        for language, text in BLOCK.findall((DOCS / f"{page}.md").read_text()):
+            if language == "toml":
+                (folder / "grid.toml").write_text(text)
+            elif language == "python":
+                run("-c", text)
+            else:
+                for line in commands(text):
+                    if not line.startswith(ELSEWHERE):
+                        assert line.startswith("gapsim "), line
+                        run("-m", "experiments", *line.split()[1:])
