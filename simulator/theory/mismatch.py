@@ -95,7 +95,7 @@ def predicted_least_share(num_pairs: int, temperature: float) -> float:
     Raises:
       ValueError: n < 2 or τ <= 0.
 
-    Assumes: cosine similarity, at least n − 1 dimensions.
+    Assumes: cosine similarity, at least n dimensions: n − 1 leave the gap no room, and the least loss is not reached.
     Error: exact.
     Source: derived here.
     """

@@ -180,8 +180,8 @@ def kernel_alignment(kernel_x, kernel_y, covariance_x, covariance_y) -> float:
     ρ̄ = (tr K_x C_y + tr K_y C_x)/(tr K_x C_x + tr K_y C_y), all centred over the samples (module docstring).
 
     For one Gaussian latent of r dimensions seen through two random matrices with N_x and N_y columns, the means of
-    numerator and denominator over worlds give ρ̄ = N/(N + 2(r + 1)), N = N_x + N_y: the kernels are Wishart matrices W with
-    mean I and E‖W − I‖² = r(r + 1)/N_x and r(r + 1)/N_y.
+    numerator and denominator over worlds give ρ̄ = N/(N + 2(r + 1)), N = N_x + N_y: covariances are Wishart matrices W with
+    mean I and E‖W − I‖² = r(r + 1)/N_x and r(r + 1)/N_y, kernels N_x W_x and N_y W_y.
 
     Args:
       kernel_x, kernel_y: K on the samples [n, n], over ‖μ‖² of each tower.
