@@ -17,7 +17,7 @@ ENVIRONMENT = os.environ | {
 
 
 def finish(process):
-    out, error = process.communicate(timeout=240)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     return out
 

@@ -38,7 +38,7 @@ def chunks_done(store) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     """SIGKILL between the making of the store and its end, at least 20 times and 10 of them between the first and the last
     `done`; prints how many chunks were done at each."""
@@ -102,7 +102,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_two_processes_share_a_store(tmp_path):
     processes = [start(tmp_path, tmp_path / "s", steps=400, seeds=6, name=f"p{i}") for i in range(2)]
     for process in processes:
@@ -113,7 +113,7 @@ def test_two_processes_share_a_store(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
     """A real file system that is too small."""
     disk = tmp_path / "disk"
@@ -124,13 +124,13 @@ def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
     if mounted.returncode != 0:
         pytest.skip(f"no file system of its own can be mounted here: {mounted.stderr.strip()}")
     try:
-        _, error = (process := start(tmp_path, disk / "s", seeds=4)).communicate(timeout=240)
+        _, error = (process := start(tmp_path, disk / "s", seeds=4)).communicate(timeout=900)
         assert process.returncode != 0
         assert re.search(r"OSError: .*the disk is full; free some space.*run again to continue", error)
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         finish(start(tmp_path, disk / "s", seeds=4))
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        _, error = (process := start(tmp_path, disk / "other", seeds=4)).communicate(timeout=240)
+        _, error = (process := start(tmp_path, disk / "other", seeds=4)).communicate(timeout=900)
         assert process.returncode != 0
         assert "the file system is read-only; give a folder that can be written" in error
     finally:
@@ -140,7 +140,7 @@ def test_a_small_disk_fills_up_and_is_continued_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_jobs_share_a_store_through_submitit(tmp_path):
     """Submitit's local executor stands for Slurm's."""
     (tmp_path / "grid.toml").write_text(
@@ -167,7 +167,7 @@ def test_jobs_share_a_store_through_submitit(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_sweep_begun_on_two_cores_ends_on_one_with_the_same_bits(tmp_path):
     """Of `gapsim sweep`, which gives a single core two devices; in float64 too, which the command switches on itself."""
     (tmp_path / "grid.toml").write_text(

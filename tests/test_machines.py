@@ -23,7 +23,7 @@ def files(tmp_path, rng, monkeypatch):
 def run(script: str, **environment: str):
     kept = {k: v for k, v in os.environ.items() if k != "HOME"} | dict(PYTHONPATH=os.pathsep.join(sys.path))
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=kept | environment
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=900, env=kept | environment
     )
 
 

@@ -103,12 +103,12 @@ def test_a_killed_job_is_one_line_and_leaves_nobody_behind(tmp_path, killed):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_repeating_a_job_at_its_limit_makes_progress(tmp_path):
-    """A chunk that needs several limits; compiling may need one of its own."""
+    """A chunk that needs several limits; on a busy machine starting and compiling may take all of one."""
     (tmp_path / "grid.toml").write_text(GRID.format(steps=100_000_000))
     state, steps = tmp_path / "s" / ".unfinished" / "0-0" / "run.json", []
-    while len(steps) < 2:
+    for _ in range(8):
         process = begin(tmp_path, "--workers", "1", "--executor", "local", "--cpus", "1", "--minutes", "1")
         _, error = process.communicate(timeout=300)
         assert process.returncode == 2, error
@@ -116,4 +116,6 @@ def test_repeating_a_job_at_its_limit_makes_progress(tmp_path):
         assert error.count("\n") == 1
         if state.exists():
             steps.append(json.loads(state.read_text())["step"])
-    assert 0 < steps[0] < steps[1]
+        if len(steps) > 1 and steps[-1] > steps[0]:
+            break
+    assert 0 < steps[0] < steps[-1]
