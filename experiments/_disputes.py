@@ -304,7 +304,7 @@ def _robustness_evidence(results: Results) -> list[sim.Row]:
 
     changed = lambda noise: _zero(closing.paired_changes.sel(noise=noise))  # noqa: E731
     return [
-        sim.Row("rises to α = 1 and falls after", rises_and_falls(data.measured, data.standard_error),
+        sim.Row("queries of the other modality: rises to α = 1 and falls after", rises_and_falls(data.measured, data.standard_error),
                 rises_and_falls(data.query_noise, data.query_noise_error), "the same noise on the queries"),
         sim.Row("noise on the queries: no decision changes", changed("queries"), changed("every row"), "noise on the rows"),
     ]  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_range_per_column_by_loops():
     assert found[-1, 0] == np.mean(scores.argmax(axis=1) == answers)
 
 
-def test_the_inverse_of_the_optimum_is_worse_than_no_map():
+def test_whitening_the_queries_is_worse_than_no_map():
     data = quick_measurement("linear_storage")[0]
     here = data.sel(gallery="two spectra")
-    assert float(here.exact.sel(storage="inverse of the optimum")) < float(here.exact.sel(storage="both centred"))
+    assert float(here.exact.sel(storage="queries whitened")) < float(here.exact.sel(storage="both centred"))

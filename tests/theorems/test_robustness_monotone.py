@@ -9,3 +9,11 @@ def test_claim(tmp_path):
 
 def test_standard_errors_are_small_enough_for_the_figure():
     assert float(quick_measurement("robustness_monotone")[0].standard_error.max()) < 0.01
+
+
+def test_the_gap_is_not_that_of_the_queries_asked():
+    data = quick_measurement("robustness_monotone")[0]
+    assert data.sizes["tower"] >= 8
+    assert (
+        float(abs(data.exact.sel(exact_alpha=0.9) - data.exact.sel(exact_alpha=1.1)).max()) > 1e-6
+    )  # centred on others
