@@ -1,4 +1,4 @@
-"""The site: its links lead somewhere, it has a page for every claim, name and statement cited, and what it prints runs."""
+"""The site: its links lead somewhere, every claim and every name has its place, and what it prints runs."""
 
 import os
 import re
@@ -18,7 +18,6 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts
 FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<head>[^\n]*)\n(?P<body>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?!\{)|\{(?:code|eval-rst|math)")  # the head of a fence that holds no prose
 MATHEMATICS = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
-CITATION = re.compile(r"theory\.md ((?:[CNP]\d+T?(?:–|, | and )?)+)")
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Minutes each; the tests of the README, of the ledger and of the report run them.
 ELSEWHERE = ("make run", "source .venv/bin/activate", "gapsim verify C4 --quick", "gapsim report")
@@ -78,26 +77,6 @@ def test_every_claim_has_its_page():
         shown = re.findall(r"^```\{claim\} (\w+)$", (DOCS / "claims" / f"{stem}.md").read_text(), re.MULTILINE)
         assert shown == [_ledger.load(stem).CLAIM.id], stem
         assert f"({stem}.md)" in listed, stem
-
-
-def cited() -> set[str]:
-    """The statements that code and tests cite as "theory.md N4, N6" or "theory.md N5–N7"."""
-    found = set()
-    for folder in ("simulator", "experiments", "tests"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if path == Path(__file__):
-                continue
-            for names in CITATION.findall(path.read_text()):
-                found |= set(re.findall(r"[CNP]\d+T?", names))
-                for letter, first, last in re.findall(r"([CNP])(\d+)–[CNP](\d+)", names):
-                    found |= {f"{letter}{number}" for number in range(int(first), int(last) + 1)}
-    return found
-
-
-def test_every_statement_that_is_cited_has_its_derivation():
-    targets = set().union(*(labels(path.read_text()) for path in (DOCS / "theory").glob("*.md")))
-    assert {"C2", "C3", "N1", "N4", "N6", "P4"} <= cited()
-    assert not {name for name in cited() if f"theory-{name.lower()}" not in targets}
 
 
 def test_every_public_name_and_every_prediction_has_its_place():

@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"<(?:function|class|built-in function|PjitFunction of <fun
 def theory_targets(folder: Path) -> set[str]:
     """Statements that have a derivation: {"N4", …}, from the targets `(theory-n4)=` of the theory pages."""
     pages = sorted((folder / "theory").glob("*.md"))
-    found = {name for page in pages for name in re.findall(r"^\(theory-(\w+)\)=$", page.read_text(), re.MULTILINE)}
+    found = {name for page in pages for name in re.findall(r"^\(theory-([\w-]+)\)=$", page.read_text(), re.MULTILINE)}
     return {name.upper() for name in found}
 
 
@@ -27,7 +27,10 @@ def linked(text: str, targets: set[str]) -> str:
         name = statement[0]
         return f":ref:`{name} <theory-{name.lower()}>`" if name in targets else name
 
-    return CITED.sub(lambda cited: "theory " + STATEMENT.sub(link, cited[1]), text)
+    text = CITED.sub(lambda cited: "theory " + STATEMENT.sub(link, cited[1]), text)
+    return (
+        text.replace("theory.md, section 0", ":ref:`notation <theory-section-0>`") if "SECTION-0" in targets else text
+    )
 
 
 def escaped(text: str, targets: set[str]) -> str:
