@@ -42,6 +42,16 @@ def test_alpha_star_averages_to_one_and_is_where_the_query_is_closest(arrays):
     assert distance[1] < min(distance[0], distance[2])
 
 
+@pytest.mark.parametrize("unit", [2.0**-43, 2.0**-400, 2.0**400])
+def test_alpha_star_knows_no_unit_of_length(arrays, unit):
+    gallery, queries = arrays
+    for rule in ("complement", "centred"):
+        expected = sim.GapCloser(rule).fit(gallery, queries).alpha_star_
+        found = sim.GapCloser(rule).fit(unit * gallery, unit * queries).alpha_star_
+        assert np.ptp(expected) > 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_full_rank_gallery_leaves_nothing_to_move(rng):
     gallery, queries = rng.normal(size=(30, 8)), rng.normal(size=(20, 8)) + 1
     closer = sim.GapCloser().fit(gallery, queries)

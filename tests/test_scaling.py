@@ -88,6 +88,25 @@ def test_gradient_of_rows_of_any_size(dtype, sizes):
         np.testing.assert_allclose(slope.astype(float) * size, unit, atol=atol * float(jnp.abs(unit).max()))
 
 
+@pytest.mark.parametrize("pairs", [64, 1024])
+def test_many_half_precision_rows_have_the_loss_of_their_float64_copy(rng, pairs):
+    """τ = .05: sums of a thousand terms far below 1, which float16 drops."""
+    x = rng.normal(size=(pairs, 64))
+    y = x + 0.9 * rng.normal(size=x.shape)
+    x, y = ((r / np.linalg.norm(r, axis=1, keepdims=True)).astype(np.float16) for r in (x, y))
+    found = float(sim.info_nce(x, y, temperature=0.05))
+    x, y = (r.astype(float) / np.linalg.norm(r.astype(float), axis=1, keepdims=True) for r in (x, y))
+    logits = x @ y.T / 0.05
+
+    def loss(dtype):
+        """log of the partner's 1 and the others' terms, added up in a type."""
+        both = [np.exp(s - np.diag(s)[:, None]).astype(dtype) for s in (logits, logits.T)]
+        return np.mean([np.log(np.cumsum(np.sort(r)[:, ::-1], axis=1, dtype=dtype)[:, -1].astype(float)) for r in both])
+
+    assert abs(found - loss(float)) < 2e-6 + 1e-5 * loss(float)  # logits of 20 in float32
+    assert loss(np.float16) < 0.9 * loss(float)
+
+
 def test_zero_rows_of_any_type_have_no_similarity_and_no_gradient():
     x = jnp.asarray([[0, 0], [3, 0]], jnp.float16)
     value, slope = jax.jit(jax.value_and_grad(lambda x: sim.info_nce(x, x[::-1], temperature=1.0)))(x)
