@@ -295,17 +295,20 @@ def _rule(real, rule: str) -> str:
 
 def _robustness_evidence(results: Results) -> list[sim.Row]:
     data, closing = results["robustness_monotone"], results["gap_closing"]
-    alpha = data.alpha.values
-    signs = np.where(alpha[1:] <= 1.0, 1.0, -1.0)
 
-    def rises_and_falls(values, errors):
-        curves = zip(values.values.reshape(-1, len(alpha)), errors.values.reshape(-1, len(alpha)), strict=True)
-        return worst(sim.Check("monotone", signs, curve, 4.0, error, alpha) for curve, error in curves)
+    def worst_curve(curves, at, errors):
+        signs = np.where(at.values[1:] <= 1.0, 1.0, -1.0)
+        return worst(
+            sim.Check("monotone", signs, curve, 4.0, error, at.values)
+            for curve, error in zip(curves, errors, strict=True)
+        )
 
+    towers = data.exact.stack(case=("gallery", "sigma")).transpose("case", "tower", "exact_alpha").values
+    same = worst_curve(data.query_noise.values, data.alpha, data.query_noise_error.values)
     changed = lambda noise: _zero(closing.paired_changes.sel(noise=noise))  # noqa: E731
     return [
-        sim.Row("queries of the other modality: rises to α = 1 and falls after", rises_and_falls(data.measured, data.standard_error),
-                rises_and_falls(data.query_noise, data.query_noise_error), "the same noise on the queries"),
+        sim.Row("queries of the other modality: rises to α = 1 and falls after", worst_curve(towers, data.exact_alpha, [None] * len(towers)),
+                same, "the same noise on the queries"),
         sim.Row("noise on the queries: no decision changes", changed("queries"), changed("every row"), "noise on the rows"),
     ]  # fmt: skip
 
