@@ -93,10 +93,8 @@ def measure(config: Config, *, progress: bool = False):
         ]
     parts = []
     for gallery, queries, _ in tqdm(galleries.values(), disable=not progress, desc="galleries"):
-        seen, asked = (
-            queries[::2],
-            queries[1::2][: config.num_queries],
-        )  # storages are fitted on the one, judged on the other
+        # Storages are fitted on the one half, judged on the other.
+        seen, asked = queries[::2], queries[1::2][: config.num_queries]
         indices = storages(gallery, seen)
         parts.append(
             _decisions(config, gallery, seen, asked)

@@ -60,11 +60,9 @@ def margin_robustness(scores, noise) -> np.ndarray:
     Source: derived here: theory.md N6.
     """
     scores, noise = _scores_and_noise(scores, noise)
-    found, own = (
-        np.empty(len(scores)),
-        np.take_along_axis(np.broadcast_to(noise, scores.shape), scores.argmax(1)[:, None], 1),
-    )
-    steep = own[:, 0] > STEEPEST * noise.min(axis=1)
+    found, best = np.empty(len(scores)), scores.argmax(axis=1)
+    own = np.broadcast_to(noise, scores.shape)[np.arange(len(scores)), best]
+    steep = own > STEEPEST * noise.min(axis=1)
     found[steep] = [_margin_by_panels(s, n) for s, n in zip(scores[steep], noise[steep], strict=True)]
     if not steep.all():
         rest = _blocks(scores[~steep], noise[~steep])
