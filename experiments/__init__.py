@@ -1,4 +1,4 @@
-"""One file per claim: CLAIM, Config and QUICK, measure(), judge(), draw(). Importing this package is free."""
+"""Claims and what judges, draws and shows them; the command gapsim. Importing this package is free."""
 
 import os
 

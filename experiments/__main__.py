@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from experiments import _terminal
-from experiments._own_embeddings import Close, Diagnose, require_device, run_close, run_diagnose, write_json
+from experiments.commands import terminal
+from experiments.commands.own_embeddings import Close, Diagnose, require_device, run_close, run_diagnose, write_json
 
 RESULTS, SHIPPED = Path("results"), Path("figures")  # where commands write; what is published, written only by --out
 
@@ -148,7 +148,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command on whatever terminal there is."""
-    return _terminal.printing(lambda: _main(arguments))
+    return terminal.printing(lambda: _main(arguments))
 
 
 def _main(arguments: list[str] | None) -> int:
@@ -165,7 +165,7 @@ def _main(arguments: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError) as error:
-        return _terminal.say_error(str(error) or "there is not enough memory")
+        return terminal.say_error(str(error) or "there is not enough memory")
 
 
 def _gather_changes(arguments: list[str]) -> list[str]:
@@ -213,31 +213,33 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
 
 def _run(command: Run) -> int:
     _use_all_cores()
-    from experiments import _figures, _ledger, _report, gap_emergence
+    from experiments import catalogue, plotting
+    from experiments.claims import gap_emergence
+    from experiments.report import pages
     from simulator.files import require_outputs
 
-    require_outputs([command.out / _report.PAGE, *_figures.files(command.out, _ledger.MAIN_JOB, _ledger.MAIN_JOB)])
+    require_outputs([command.out / pages.PAGE, *plotting.files(command.out, catalogue.MAIN_JOB, catalogue.MAIN_JOB)])
     rows = []
-    for stem in _ledger.MAIN_JOB:
-        module = _ledger.load(stem)
+    for stem in catalogue.MAIN_JOB:
+        module = catalogue.load(stem)
         config = module.QUICK if command.quick else module.Config()
         if not command.quick or command.data != "both":
             config = dataclasses.replace(config, data=command.data)
-        data, seconds = _ledger.run(stem, quick=command.quick, out=command.out, config=config)
+        data, seconds = catalogue.run(stem, quick=command.quick, out=command.out, config=config)
         if stem == "gap_emergence":
-            print("\n" + _ledger.table(gap_emergence.SUMMARY_HEADER, gap_emergence.summary(data)) + "\n")
-        rows += _ledger.judge(stem, data, seconds)
-    print(_ledger.ledger_table(rows))
+            print("\n" + catalogue.table(gap_emergence.SUMMARY_HEADER, gap_emergence.summary(data)) + "\n")
+        rows += catalogue.judge(stem, data, seconds)
+    print(catalogue.ledger_table(rows))
     print(f"\nfigures and results: {command.out.resolve()}")
-    print(f"open {_report.build(command.out, command.out).resolve()}")
+    print(f"open {pages.build(command.out, command.out).resolve()}")
     return _conclude(rows)
 
 
 def _conclude(rows: list[dict[str, Any]]) -> int:
     """Say in the last line whether the ledger is as expected; the exit code."""
-    from experiments import _ledger
+    from experiments import catalogue
 
-    bad = [row for row in rows if not _ledger.as_expected(row)]
+    bad = [row for row in rows if not catalogue.as_expected(row)]
     names = ", ".join(sorted({f"{row['claim']} {row['stem']}" for row in bad}))
     print(f"NOT as expected: {names}" if bad else "every verdict is as expected and every control is rejected")
     return 1 if bad else 0
@@ -245,25 +247,25 @@ def _conclude(rows: list[dict[str, Any]]) -> int:
 
 def _verify(command: Verify) -> int:
     _use_all_cores()
-    from experiments import _figures, _ledger
+    from experiments import catalogue, plotting
     from simulator.files import require_outputs
 
-    rows, stems = [], _ledger.find(command.claims)
-    require_outputs([command.json, *_figures.files(command.out, stems, stems)])
+    rows, stems = [], catalogue.find(command.claims)
+    require_outputs([command.json, *plotting.files(command.out, stems, stems)])
     for stem in stems:
-        data, seconds = _ledger.run(stem, quick=command.quick, out=command.out)
-        rows += _ledger.judge(stem, data, seconds)
+        data, seconds = catalogue.run(stem, quick=command.quick, out=command.out)
+        rows += catalogue.judge(stem, data, seconds)
     if command.json is not None:
         write_json(command.json, rows)
-    print(_ledger.ledger_table(rows))
+    print(catalogue.ledger_table(rows))
     return _conclude(rows)
 
 
 def _list(command: List) -> int:
-    from experiments import _ledger
+    from experiments import catalogue
 
-    claims = [(stem, _ledger.load(stem).CLAIM) for stem in _ledger.stems()]
-    print(_ledger.table(["claim", "name", "title", "source"], [[c.id, s, c.title, c.source] for s, c in claims]))
+    claims = [(stem, catalogue.load(stem).CLAIM) for stem in catalogue.stems()]
+    print(catalogue.table(["claim", "name", "title", "source"], [[c.id, s, c.title, c.source] for s, c in claims]))
     return 0
 
 
@@ -272,57 +274,59 @@ def _stored() -> Path:
     return RESULTS if any(RESULTS.glob("*.nc")) else SHIPPED
 
 
-def _figures(command: Figures) -> int:
+def plotting(command: Figures) -> int:
     require_device()
-    from experiments import _disputes, _figures, _story
+    from experiments import plotting
+    from experiments.report import disputes, stories
     from simulator.files import require_outputs
 
     results, out = command.results or command.out or _stored(), command.out or RESULTS
-    found = _figures.find(command.claims, results)
+    found = plotting.find(command.claims, results)
     if not found:
         raise ValueError(f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
-    require_outputs(_figures.files(out, [], found), results.glob("*.nc"))
+    require_outputs(plotting.files(out, [], found), results.glob("*.nc"))
     for name in found:
-        for path in _figures.redraw(name, results, out):
+        for path in plotting.redraw(name, results, out):
             print(path)
     if not command.claims:
-        for path in [*_disputes.draw_all(out, results), *_story.draw_all(out, results)]:
+        for path in [*disputes.draw_all(out, results), *stories.draw_all(out, results)]:
             print(path)
     return 0
 
 
-def _report(command: Report) -> int:
+def pages(command: Report) -> int:
     require_device()
-    from experiments import _report
+    from experiments.report import pages
 
-    print(f"open {_report.build(command.results or _stored(), command.out).resolve()}")
+    print(f"open {pages.build(command.results or _stored(), command.out).resolve()}")
     return 0
 
 
-def _sweep(command: Sweep) -> int:
-    from experiments import _sweep
+def sweeping(command: Sweep) -> int:
+    from experiments.commands import sweeping
 
-    _sweep.require_jobs(command)
+    sweeping.require_jobs(command)
     if command.workers:
-        return _sweep.train_in_jobs(command)
+        return sweeping.train_in_jobs(command)
     # XLA compiles for a single device differently, and a stored sweep is to have the same bits wherever it is continued.
     _use_all_cores(only_sweeps=True, least=2)
-    return _sweep.train_here(command)
+    return sweeping.train_here(command)
 
 
-def _bench(command: Bench) -> int:
-    from experiments import _bench, _bench_run, _figures
+def tables(command: Bench) -> int:
+    from experiments import plotting
+    from experiments.bench import tables, turns
     from simulator.files import require_outputs
 
     out = None if command.quick else command.out  # the figures need every point
-    require_outputs([command.json, *_figures.files(out, ["performance"], ["performance", "cost_model"])])
+    require_outputs([command.json, *plotting.files(out, ["performance"], ["performance", "cost_model"])])
     require_device()
-    data = _bench_run.run(quick=command.quick, rounds=command.rounds)
+    data = turns.run(quick=command.quick, rounds=command.rounds)
     if command.json is not None:
-        write_json(command.json, _bench.rows(data))
+        write_json(command.json, tables.rows(data))
     if out is not None:
-        _bench.store(data, out)
-    print(_bench.render(data))
+        tables.store(data, out)
+    print(tables.render(data))
     return 0
 
 
@@ -330,12 +334,12 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     Run: _run,
     Verify: _verify,
     List: _list,
-    Figures: _figures,
-    Report: _report,
+    Figures: plotting,
+    Report: pages,
     Diagnose: run_diagnose,
     Close: run_close,
-    Sweep: _sweep,
-    Bench: _bench,
+    Sweep: sweeping,
+    Bench: tables,
 }
 
 if __name__ == "__main__":

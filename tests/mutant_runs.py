@@ -151,7 +151,7 @@ def record() -> dict:
     """Tests, their seconds and the lines that they run; a file of tests is run again when it or the code has changed."""
     import pytest
 
-    code = [*sorted(Path("simulator").glob("**/*.py")), *sorted(Path("experiments").glob("*.py"))]
+    code = [*sorted(Path("simulator").glob("**/*.py")), *sorted(Path("experiments").glob("**/*.py"))]
     code += [Path("tests", "conftest.py"), Path("tests", "theorems", "common.py")]
     base = hashlib.sha256(b"".join(path.read_bytes() for path in code))
     runs: dict = dict(seconds={}, lines={})

@@ -20,16 +20,16 @@ from matplotlib.patches import Patch
 from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
-from experiments import _figures
+from experiments import plotting
 
 POINT = 1 / 72  # inches
 HEIGHTS = (1.8, 8.5)  # inches: neither a ribbon nor taller than a page with its caption
-STYLE = matplotlib.rc_params_from_file(_figures.STYLE, fail_on_error=True, use_default_template=False)
+STYLE = matplotlib.rc_params_from_file(plotting.STYLE, fail_on_error=True, use_default_template=False)
 SIZES = {
-    _figures.SMALL,
+    plotting.SMALL,
     *(size for name, size in STYLE.items() if re.search(r"(font|label|title_?font|title)\.?size$", name)),
 }
-PALETTE = {color.lower() for color in (*_figures.COLORS, _figures.CONTROL, "#000000", "#ffffff")}
+PALETTE = {color.lower() for color in (*plotting.COLORS, plotting.CONTROL, "#000000", "#ffffff")}
 # Two lines that cross must not be of one linestyle and marker with lightness (CIE L*) closer than this.
 LIGHTNESS = 20.0
 RAW = re.compile(r"[\^_■]|\d[eE][-+]?\d|[<>]=|\+/-")
@@ -55,8 +55,8 @@ def complaints(figure, caption: str, data) -> list[str]:
 def has_size(figure) -> Iterator[str]:
     """One column or two, and a height that fits a page."""
     width, height = figure.get_size_inches()
-    if width not in (_figures.ONE_COLUMN, _figures.TWO_COLUMNS):
-        yield f"size: {width:g} inches wide, neither {_figures.ONE_COLUMN} nor {_figures.TWO_COLUMNS}"
+    if width not in (plotting.ONE_COLUMN, plotting.TWO_COLUMNS):
+        yield f"size: {width:g} inches wide, neither {plotting.ONE_COLUMN} nor {plotting.TWO_COLUMNS}"
     if not HEIGHTS[0] <= height <= HEIGHTS[1]:
         yield f"size: {height:g} inches high, not within {HEIGHTS}"
 
@@ -83,7 +83,7 @@ def has_palette(figure) -> Iterator[str]:
 
 def is_lettered(figure) -> Iterator[str]:
     """(a), (b), … at the left of every panel's title if there are several; no title elsewhere."""
-    shown = _figures.panels(figure)
+    shown = plotting.panels(figure)
     for axis, letter in zip(shown, "abcdefghijklmnopqrstuvwxyz", strict=False):
         if len(shown) > 1 and not re.match(rf"\({letter}\)( |$)", axis.get_title("left")):
             yield f"letter: the title {axis.get_title('left')!r} does not begin with ({letter})"
@@ -93,7 +93,7 @@ def is_lettered(figure) -> Iterator[str]:
 
 def is_labelled(figure) -> Iterator[str]:
     """Every axis says what it is, unless it shares a labelled one and shows no numbers."""
-    for panel in _figures.panels(figure):
+    for panel in plotting.panels(figure):
         for name in "xy":
             axis = getattr(panel, f"{name}axis")
             if axis.get_label_text():
@@ -176,19 +176,19 @@ def explains_looks(figure, caption: str) -> Iterator[str]:
     """What no legend shows, the caption names: colours that share a panel, grey, dashed and dotted lines (a legend may
     show a linestyle in black or grey for every colour)."""
     shown = {look for legend in legends(figure) for artist in legend.findobj() for look in looks(artist)}
-    neutral = {style for color, style in shown if color in ("#000000", _figures.CONTROL.lower())}
+    neutral = {style for color, style in shown if color in ("#000000", plotting.CONTROL.lower())}
     words = {"--": "dashed", ":": "dotted", "-.": "dash-dotted"}
-    names = dict(zip(_figures.COLORS, ("blue", "red", "green", "pink", "orange", "sky"), strict=True))
+    names = dict(zip(plotting.COLORS, ("blue", "red", "green", "pink", "orange", "sky"), strict=True))
     for axis in axes_of(figure):
         found = {look for artist in drawn(axis) for look in looks(artist)}
-        colors = {color for color, _ in found} & {color.lower() for color in _figures.COLORS}
+        colors = {color for color, _ in found} & {color.lower() for color in plotting.COLORS}
         named = {color for color, _ in shown} | {to_hex(text.get_color()) for text in axis.texts}
         title = axis.get_title("left")
         for color in colors - named if len(colors) > 1 else ():
             if names[color.upper()] not in caption.lower():
                 yield f"caption: nothing says what {color} is in {title!r}"
         for color, style in found - shown:
-            if color == _figures.CONTROL.lower() and "grey" not in caption.lower():
+            if color == plotting.CONTROL.lower() and "grey" not in caption.lower():
                 yield f"caption: it does not say what is grey in {title!r}"
             if style in words and style not in neutral and words[style] not in caption.lower():
                 yield f"caption: it does not say what is {words[style]} in {title!r}"
@@ -203,7 +203,7 @@ def explains_bars(figure, caption: str) -> Iterator[str]:
 
 def names_panels(figure, caption: str) -> Iterator[str]:
     """The caption speaks of every panel by its letter and of no other, and in plain signs."""
-    shown = _figures.panels(figure)
+    shown = plotting.panels(figure)
     letters = {chr(ord("a") + i) for i in range(len(shown))} if len(shown) > 1 else set()
     named = set()
     for group in re.findall(r"\(([a-z](?:(?:, |–)[a-z])*)\)", caption):

@@ -9,7 +9,8 @@ import xarray as xr
 from PIL import Image, ImageSequence
 
 import simulator as sim
-from experiments import _animation, _figures, _story
+from experiments import plotting
+from experiments.report import animations, stories
 from simulator.store import load_dataset
 from tests import style_rules
 
@@ -20,7 +21,7 @@ FIGURES = Path(__file__).parents[1] / "figures"
 def quick(tmp_path_factory):
     """Folder of the quick form."""
     folder = tmp_path_factory.mktemp("animation")
-    _animation.main(folder, _animation.QUICK)
+    animations.main(folder, animations.QUICK)
     return folder
 
 
@@ -85,11 +86,11 @@ def test_the_stored_training_is_what_the_caption_says():
 
 def test_redrawn_without_training(quick, tmp_path, monkeypatch):
     (tmp_path / "emergence.nc").write_bytes((quick / "emergence.nc").read_bytes())
-    monkeypatch.setattr(_animation, "train", None)
-    (written,) = _animation.main(tmp_path, redraw=True)
+    monkeypatch.setattr(animations, "train", None)
+    (written,) = animations.main(tmp_path, redraw=True)
     assert written.read_bytes() == (quick / "emergence.gif").read_bytes()
     with pytest.raises(FileNotFoundError):
-        _animation.main(tmp_path / "empty", redraw=True)
+        animations.main(tmp_path / "empty", redraw=True)
 
 
 def test_the_view_shows_the_gap_from_left_to_right(rng):
@@ -97,7 +98,7 @@ def test_the_view_shows_the_gap_from_left_to_right(rng):
     for _ in range(20):
         rows = rng.normal(size=(2, 1, 3)) + 0.1 * rng.normal(size=(2, 30, 3))
         x, y = rows / np.linalg.norm(rows, axis=2, keepdims=True)
-        view = _animation.view_of(x, y)
+        view = animations.view_of(x, y)
         np.testing.assert_allclose(view @ view.T, np.eye(3), atol=1e-12)
         right, up, depth = view @ (y.mean(axis=0) - x.mean(axis=0))
         assert right > 3 * abs(up)
@@ -108,19 +109,19 @@ def test_the_view_shows_the_gap_from_left_to_right(rng):
 def test_the_story_shows_what_it_names(tmp_path):
     """Its four spheres: two cones; compressed; the gap still there at the small temperature, and closed at the large one."""
     data = load_dataset(FIGURES / "emergence.nc")
-    start, flat, cold, hot = ((i, k) for i, k, _ in _story.snapshots(data))
+    start, flat, cold, hot = ((i, k) for i, k, _ in stories.snapshots(data))
     gap, compression = data.gap_norm.values, data.compression.values
     assert compression[flat] < 0.1 * compression[start]
     assert gap[cold] > 1.0
     assert gap[hot] < 0.02
     assert cold[1] == hot[1]
-    results = {stem: load_dataset(FIGURES / f"{stem}.nc") for stem in _story.STEMS}
-    with plt.style.context(_figures.STYLE):
-        figure = _story.draw(results)
-        assert not style_rules.complaints(figure, _story.CAPTION, xr.Dataset())
+    results = {stem: load_dataset(FIGURES / f"{stem}.nc") for stem in stories.STEMS}
+    with plt.style.context(plotting.STYLE):
+        figure = stories.draw(results)
+        assert not style_rules.complaints(figure, stories.CAPTION, xr.Dataset())
     plt.close(figure)
-    written = _story.draw_all(tmp_path, FIGURES)
+    written = stories.draw_all(tmp_path, FIGURES)
     assert [path.name for path in written] == ["story.pdf", "story.png"]
     with Image.open(tmp_path / "story.png") as image:
         assert image.width == 1400
-    assert _story.draw_all(tmp_path, tmp_path) == []
+    assert stories.draw_all(tmp_path, tmp_path) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._galleries import nearest_rows, random_classes, unit_rows
+from experiments.setups.galleries import nearest_rows, random_classes, unit_rows
 from simulator import streaming
 from simulator.certificate import add_counts, certify_cosine, quantization_effects
 from simulator.precision import equal_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _ledger
+from experiments import catalogue
 from simulator.store import load_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -29,27 +29,27 @@ def with_errors(text: str) -> set[str]:
     return set(WITH_ERROR.findall(text.replace("−", "-")))
 
 
-@pytest.mark.parametrize("stem", _ledger.stems())
+@pytest.mark.parametrize("stem", catalogue.stems())
 def test_the_index_gives_a_claim_its_verdict(stem):
-    claim, index = _ledger.load(stem).CLAIM, (PAGES / "index.md").read_text(encoding="utf-8")
+    claim, index = catalogue.load(stem).CLAIM, (PAGES / "index.md").read_text(encoding="utf-8")
     (line,) = re.findall(rf"^\| \[{claim.id}\]\({stem}\.md\) .*$", index, re.MULTILINE)
     for verdict in set(claim.expected) - {"holds"}:  # "refuted", or the word "if"
         assert f"*{verdict.split()[-1]}*" in line or f"*{verdict.capitalize()}*" in line
 
 
-@pytest.mark.parametrize("stem", _ledger.stems())
+@pytest.mark.parametrize("stem", catalogue.stems())
 def test_a_page_says_what_the_stored_ledger_says(stem):
-    text, claim = (PAGES / f"{stem}.md").read_text(encoding="utf-8"), _ledger.load(stem).CLAIM
+    text, claim = (PAGES / f"{stem}.md").read_text(encoding="utf-8"), catalogue.load(stem).CLAIM
     assert tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)) == HEADINGS
     assert f"gapsim verify {claim.id} --quick" in text
-    rows = _ledger.judge(stem, load_dataset(ROOT / "figures" / f"{stem}.nc"), 0.0)
+    rows = catalogue.judge(stem, load_dataset(ROOT / "figures" / f"{stem}.nc"), 0.0)
     ledger = " ".join(f"{row['check']} {row['condition']} {row['effect']} {row['five_percent_off']}" for row in rows)
     assert with_errors(text) <= with_errors(ledger), with_errors(text) - with_errors(ledger)
 
 
-@pytest.mark.parametrize("stem", _ledger.stems())
+@pytest.mark.parametrize("stem", catalogue.stems())
 def test_the_setting_that_a_page_changes_exists(stem):
-    text, claim = (PAGES / f"{stem}.md").read_text(encoding="utf-8"), _ledger.load(stem)
+    text, claim = (PAGES / f"{stem}.md").read_text(encoding="utf-8"), catalogue.load(stem)
     package, name = re.search(r"^from (\S+) import (\S+) as claim$", text, re.MULTILINE).groups()
     assert f"{package}.{name}" == claim.__name__
     (change,) = re.findall(r"^data = claim\.measure\(dataclasses\.replace\(claim\.QUICK, (.*)\)\)$", text, re.MULTILINE)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _close
 from experiments.__main__ import main
-from experiments._galleries import nearest_rows, unit_rows
+from experiments.commands import closing
+from experiments.setups.galleries import nearest_rows, unit_rows
 from tests.test_diagnose import pair, save
 from tests.test_diagnose_input import NPZ, PARQUET, SAFE, X, damaged_member, parquet_with, put, store, truncated, write
 
@@ -59,11 +59,11 @@ def test_blocks_normalisation_and_named_arrays(files, monkeypatch):
     from simulator import embeddings
 
     monkeypatch.setattr(embeddings, "BLOCK_VALUES", 60)
-    monkeypatch.setattr(_close, "TILE", 7)
+    monkeypatch.setattr(closing, "TILE", 7)
     gallery, queries = map(unit_rows, files)
     np.savez("both.npz", x=files[0], y=files[1])
     options = dict(rule="centred", num_components=2, sigma=0.1, normalize=True)
-    found = _close.close("both.npz:x", "both.npz:y", out=Path("o.npz"), **options)
+    found = closing.close("both.npz:x", "both.npz:y", out=Path("o.npz"), **options)
     expected = sim.GapCloser("centred", 2, sigma=0.1).fit(gallery, queries).certificate(gallery, queries)
     for name in ("changed", "rising", "num_queries", "gaining", "robustness_queries"):
         assert found[name] == getattr(expected, name)

@@ -196,7 +196,8 @@ def test_what_a_run_has_left_is_drawn_rather_than_what_is_published(clone, capsy
 @pytest.mark.parametrize("good", [True, False])
 def test_the_main_job_writes_to_results_and_ends_with_its_verdict(clone, good, monkeypatch, capsys):
     """With stored measurements in place of the training; a claim whose control is not rejected is named."""
-    from experiments import _ledger, _report
+    from experiments import catalogue
+    from experiments.report import pages
 
     asked = []
 
@@ -206,12 +207,14 @@ def test_the_main_job_writes_to_results_and_ends_with_its_verdict(clone, good, m
         save_dataset(data, out / f"{stem}.nc")
         return data, 1.0
 
-    judge = _ledger.judge
-    monkeypatch.setattr(_ledger, "run", measured)
-    monkeypatch.setattr(_report, "build", lambda results, out: out / "index.html")
+    judge = catalogue.judge
+    monkeypatch.setattr(catalogue, "run", measured)
+    monkeypatch.setattr(pages, "build", lambda results, out: out / "index.html")
     if not good:
         monkeypatch.setattr(
-            _ledger, "judge", lambda *a: [r | dict(control_rejected=r["stem"] != "clean_invariance") for r in judge(*a)]
+            catalogue,
+            "judge",
+            lambda *a: [r | dict(control_rejected=r["stem"] != "clean_invariance") for r in judge(*a)],
         )
     before = clone()
     assert main(["run"]) == (0 if good else 1)
@@ -219,20 +222,20 @@ def test_the_main_job_writes_to_results_and_ends_with_its_verdict(clone, good, m
     assert said == (
         "every verdict is as expected and every control is rejected" if good else "NOT as expected: C5 clean_invariance"
     )
-    assert asked == [(stem, False, Path("results"), "both") for stem in _ledger.MAIN_JOB]
+    assert asked == [(stem, False, Path("results"), "both") for stem in catalogue.MAIN_JOB]
     assert {name: time for name, time in clone().items() if name.startswith("figures")} == before
 
 
 def test_a_quick_main_job_has_small_settings(monkeypatch, clone):
-    from experiments import _ledger
+    from experiments import catalogue
 
     asked = []
 
     def measured(stem, *, quick, out, config, progress=True):
-        asked.append((_ledger.load(stem).QUICK, config))
+        asked.append((catalogue.load(stem).QUICK, config))
         raise ValueError("enough")
 
-    monkeypatch.setattr(_ledger, "run", measured)
+    monkeypatch.setattr(catalogue, "run", measured)
     assert main(["run", "--quick"]) == main(["run", "--quick", "--data", "digits"]) == 2
     assert asked[0][0] == asked[0][1]
     assert asked[1][1] == dataclasses.replace(asked[1][0], data="digits")
@@ -240,11 +243,11 @@ def test_a_quick_main_job_has_small_settings(monkeypatch, clone):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_quick_bench_leaves_the_figures_alone(quick, monkeypatch, tmp_path):
-    from experiments import _bench, _bench_run
+    from experiments.bench import tables, turns
 
     stored = []
-    monkeypatch.setattr(_bench_run, "run", lambda **_: "rates")
-    monkeypatch.setattr(_bench, "render", lambda data: data)
-    monkeypatch.setattr(_bench, "store", lambda data, out: stored.append((data, out)))
+    monkeypatch.setattr(turns, "run", lambda **_: "rates")
+    monkeypatch.setattr(tables, "render", lambda data: data)
+    monkeypatch.setattr(tables, "store", lambda data, out: stored.append((data, out)))
     assert main(["bench", "--out", str(tmp_path), *(["--quick"] if quick else [])]) == 0
     assert stored == ([] if quick else [("rates", tmp_path)])

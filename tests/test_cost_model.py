@@ -10,9 +10,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import simulator as sim
-from experiments import _cost_model
-from experiments._bench_worker import DIM_X, DIM_Y, WIDTH
-from experiments._cost_model import Machine, most_useful_shards, parameters, seconds, sharded_cost, step_cost
+from experiments.bench import cost_model
+from experiments.bench.cost_model import Machine, most_useful_shards, parameters, seconds, sharded_cost, step_cost
+from experiments.bench.engines import DIM_X, DIM_Y, WIDTH
 from simulator.losses import info_nce, normalize_rows
 from simulator.partition import ring_partition
 from simulator.store import load_dataset
@@ -123,7 +123,7 @@ def test_the_model_is_a_best_case_and_measured_points_lie_between_two_thirds_of_
     """No operation runs faster than its kind does alone, in large arrays; what a step loses to small ones, to reductions
     and to roots and divisions at streaming speed is less than a third."""
     data = load_dataset(STORED)
-    points = _cost_model.measured_points(data)
+    points = cost_model.measured_points(data)
     assert len(points) >= 10 and {p["engine"] for p in points} == {"gapsim", "one_core", "sharded"}
 
     def agrees(points):
@@ -134,12 +134,12 @@ def test_the_model_is_a_best_case_and_measured_points_lie_between_two_thirds_of_
     for factor in (1.5, 1 / 1.5):
         changed = data.copy(deep=True)
         changed.machine.loc[dict(rate="matmul 2048")] *= factor
-        assert not agrees(_cost_model.measured_points(changed))
+        assert not agrees(cost_model.measured_points(changed))
 
 
 def test_seconds_add_up():
     machine = Machine("example", 2.0, ((1.0, 4.0), (100.0, 2.0)), 5.0, 8.0, 0.5)
-    cost = _cost_model.Cost(2.0, ((0.5, 4.0), (10.0, 3.0), (1000.0, 2.0)), 5.0, 8.0, 2.0)
+    cost = cost_model.Cost(2.0, ((0.5, 4.0), (10.0, 3.0), (1000.0, 2.0)), 5.0, 8.0, 2.0)
     assert seconds(cost, machine) == pytest.approx(1 + (1 + 1 + 1) + 1 + 1 + 1)
 
 

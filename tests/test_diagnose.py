@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _diagnose, _page
 from experiments.__main__ import main
-from experiments._figures import save_figure
+from experiments.commands import diagnosis
+from experiments.plotting import save_figure
+from experiments.report import diagnosis_page
 from simulator import embeddings
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 def small_blocks(monkeypatch):
     """Sixty rows are several blocks of values and several tiles of scores."""
     monkeypatch.setattr(embeddings, "BLOCK_VALUES", 60)
-    monkeypatch.setattr(_diagnose, "TILE", 11)
+    monkeypatch.setattr(diagnosis, "TILE", 11)
 
 
 def pair(rng, n=64, d=6):
@@ -41,7 +42,7 @@ def save(folder, **arrays):
 
 def test_paired_rows_in_blocks_give_measure_gap(tmp_path, rng, small_blocks):
     x, y = pair(rng)
-    found = _diagnose.diagnose(*save(tmp_path, x=x, y=y), paired=True, temperature=0.2)
+    found = diagnosis.diagnose(*save(tmp_path, x=x, y=y), paired=True, temperature=0.2)
     for name, value in dataclasses.asdict(sim.measure_gap(x, y, temperature=0.2)).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, err_msg=name)
     assert found["sampled"] == {}
@@ -53,7 +54,7 @@ def test_queries_in_blocks_without_pairs(tmp_path, rng, small_blocks):
     x = x[:5]
     labels = np.arange(64) % 5
     files = save(tmp_path, x=x, y=y, labels=labels)
-    found = _diagnose.diagnose(*files[:2], labels=files[2], normalize=True, temperature=0.2, sigma=0.1)
+    found = diagnosis.diagnose(*files[:2], labels=files[2], normalize=True, temperature=0.2, sigma=0.1)
     x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
     for name, value in dataclasses.asdict(sim.measure_gap(x, y, temperature=0.2, paired=False)).items():
         if np.isnan(value):
@@ -80,7 +81,7 @@ def test_a_gallery_with_more_rows_than_dimensions(tmp_path, rng, rank, small_blo
     """The complement through the triangular factor equals that of an SVD of all rows; at full rank nothing is left."""
     x, y = pair(rng)
     x = (x - x.mean(0)) @ np.diag([1, 1, 1, 1e-9, 0, 0] if rank == 4 else [1] * 6) + 0.5
-    found = _diagnose.diagnose(*save(tmp_path, x=x, y=y), sigma=0.2)
+    found = diagnosis.diagnose(*save(tmp_path, x=x, y=y), sigma=0.2)
     closer = sim.GapCloser().fit(x, y)
     assert found["gallery_rank"] == rank
     wanted = closer.direction_ @ closer.direction_ / (closer.gap_ @ closer.gap_)
@@ -98,11 +99,11 @@ def test_subsets_are_named_and_agree_with_the_whole_within_their_errors(tmp_path
     x[::2] += rng.normal(size=(300, 6))
     files = save(tmp_path, x=x, y=y, labels=np.arange(600))
     options = dict(paired=True, labels=files[2], temperature=0.3)
-    whole = _diagnose.diagnose(*files[:2], **options)
+    whole = diagnosis.diagnose(*files[:2], **options)
     assert whole["sampled"] == {}
-    monkeypatch.setattr(_diagnose, "LARGEST_PRODUCT", 0)
-    monkeypatch.setattr(_diagnose, "ROBUSTNESS_ROWS", 40)
-    found = _diagnose.diagnose(*files[:2], **options, subset=240, sigma=0.3)
+    monkeypatch.setattr(diagnosis, "LARGEST_PRODUCT", 0)
+    monkeypatch.setattr(diagnosis, "ROBUSTNESS_ROWS", 40)
+    found = diagnosis.diagnose(*files[:2], **options, subset=240, sigma=0.3)
     names = ("uniformity_x", "uniformity_y", "recall_at_1_xy", "recall_at_1_yx", "accuracy")
     for name in names:
         assert found["sampled"][name]["rows"] == 240
@@ -119,12 +120,12 @@ def test_subsets_are_named_and_agree_with_the_whole_within_their_errors(tmp_path
         error = np.hypot(part["standard_error"], np.std(values) / 60**0.5)
         assert abs(found[name] - np.mean(values)) < 4 * error
     assert found["sampled"]["robustness_open"]["rows"] == 40
-    table = _page.render(found)
+    table = diagnosis_page.render(found)
     assert "240 of 600" in table
     assert "8 batches of 30 of 600" in table
     # Exact numbers stay exact, and another seed gives other rows.
     assert found["gap_norm"] == whole["gap_norm"]
-    assert _diagnose.diagnose(*files[:2], subset=240, seed=1)["uniformity_y"] != found["uniformity_y"]
+    assert diagnosis.diagnose(*files[:2], subset=240, seed=1)["uniformity_y"] != found["uniformity_y"]
 
 
 @pytest.mark.parametrize("name", ["x.npz:texts", "x.safetensors", "x.parquet:clip"])
@@ -157,13 +158,13 @@ def test_repeated_rows_are_a_warning_that_counts_them(tmp_path, rng, capsys):
 def test_lengths_that_differ_are_a_warning(tmp_path, rng):
     x, y = pair(rng, n=20)
     files = save(tmp_path, x=x, y=y)
-    assert "--normalize" in _diagnose.diagnose(*files)["warnings"][0]
-    assert _diagnose.diagnose(*files, normalize=True)["warnings"] == []
+    assert "--normalize" in diagnosis.diagnose(*files)["warnings"][0]
+    assert diagnosis.diagnose(*files, normalize=True)["warnings"] == []
 
 
 def test_a_gallery_too_large_for_the_exact_robustness_is_a_warning(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(_diagnose, "LARGEST_ROBUST_GALLERY", 19)
-    found = _diagnose.diagnose(*save(tmp_path, **dict(zip("xy", pair(rng, n=20), strict=True))), sigma=0.1)
+    monkeypatch.setattr(diagnosis, "LARGEST_ROBUST_GALLERY", 19)
+    found = diagnosis.diagnose(*save(tmp_path, **dict(zip("xy", pair(rng, n=20), strict=True))), sigma=0.1)
     assert "robustness_open" not in found
     assert "up to 19 rows and this one has 20" in found["warnings"][-1]
 
@@ -173,8 +174,8 @@ def test_the_page_shows_what_there_is(tmp_path, rng, case):
     x, y = pair(rng)
     files = save(tmp_path, x=x[:5], y=x[:5] if case == "no gap" else y, labels=np.arange(64) % 5)
     options = dict(labels=files[2], sigma=0.1, subset=30) if case == "full" else {}
-    result = _diagnose.diagnose(*files[:2], **options)
-    written = save_figure(_page.draw, result, tmp_path / "page")
+    result = diagnosis.diagnose(*files[:2], **options)
+    written = save_figure(diagnosis_page.draw, result, tmp_path / "page")
     assert [path.name for path in written] == ["page.pdf", "page.png"]
     assert b"/Count 1" in written[0].read_bytes()
     assert all(path.stat().st_size > 10_000 for path in written)
@@ -213,7 +214,7 @@ def test_a_gap_of_rounding_size_is_no_gap(tmp_path, rng, normalize, capsys, monk
     if normalize:  # rows and their opposites: centred after scaling too
         x, y = (np.concatenate([r, -r]) for r in (x, y))
     save(tmp_path, x=x - x.mean(0), y=y - y.mean(0))
-    found = _diagnose.diagnose("x.npy", "y.npy", normalize=normalize, sigma=0.2)
+    found = diagnosis.diagnose("x.npy", "y.npy", normalize=normalize, sigma=0.2)
     assert 0 <= found["gap_norm"] < found["gap_floor"] < 1e-4 * (1 if normalize else 8)
     assert not any(name.startswith("alpha_star") for name in [*found, *found["curves"]])
     names = [
@@ -226,7 +227,7 @@ def test_a_gap_of_rounding_size_is_no_gap(tmp_path, rng, normalize, capsys, monk
     said = " ".join(found["summary"])
     assert "there is no gap" in said
     assert "rounding of the stored rows alone makes up to" in said
-    save_figure(_page.draw, found, tmp_path / "page")
+    save_figure(diagnosis_page.draw, found, tmp_path / "page")
     options = ["--out", "o.npz"] + ["--normalize"] * normalize
     assert main(["close", "x.npy", "y.npy", *options]) == 2
     assert "there is no gap to close: the two means lie" in capsys.readouterr().err
@@ -237,7 +238,7 @@ def test_a_gap_of_rounding_size_is_no_gap(tmp_path, rng, normalize, capsys, monk
 def test_what_was_closed_and_stored_again_has_no_gap_left_to_close(tmp_path, rng, dtype):
     x, y = rng.normal(size=(12, 40)).astype(dtype), (rng.normal(size=(300, 40)) + 0.7).astype(dtype)
     closed = sim.GapCloser().fit(x, y).transform(x, 1.0).astype(dtype)
-    open_, found = (_diagnose.diagnose(*save(tmp_path, x=rows, y=y)) for rows in (x, closed))
+    open_, found = (diagnosis.diagnose(*save(tmp_path, x=rows, y=y)) for rows in (x, closed))
     assert open_["complement_share"] > 0.5
     assert found["gap_norm"] > found["gap_floor"]  # what lies in the span of the gallery
     assert found["complement_share"] == 0.0
@@ -254,19 +255,19 @@ def test_copies_are_one_answer(tmp_path, rng, monkeypatch):
         for dtype in ("f8", "f4"):
             files = save(tmp_path, x=gallery.astype(dtype), y=captions.astype(dtype), labels=np.arange(100))
             for limit in (1e13, 0):
-                monkeypatch.setattr(_diagnose, "LARGEST_PRODUCT", limit)
-                found = _diagnose.diagnose(*files[:2], paired=True, labels=files[2], subset=60)
+                monkeypatch.setattr(diagnosis, "LARGEST_PRODUCT", limit)
+                found = diagnosis.diagnose(*files[:2], paired=True, labels=files[2], subset=60)
                 assert [found[f"recall_at_1_{way}"] for way in ("xy", "yx")] == [1.0, 1.0]
                 assert found["accuracy"] == 1.0
             up_to = " (80 of them only up to rounding)" if case == "near" else ""
             said = f"x.npy: 80 of 100 rows repeat an earlier row{up_to}; equal rows count as one answer"
             assert any(said in words for words in found["warnings"])
     options = dict(sigma=0.02)
-    once, often = (_diagnose.diagnose(*save(tmp_path, x=rows, y=captions), **options) for rows in (images, near))
+    once, often = (diagnosis.diagnose(*save(tmp_path, x=rows, y=captions), **options) for rows in (images, near))
     assert once["robustness_open"] > 0.9  # that of the row, not a fifth of it
     assert abs(once["robustness_open"] - often["robustness_open"]) < 0.05
     wrong = save(tmp_path, x=np.roll(near, 5, axis=0), y=captions)  # another image's copies are no partner
-    assert _diagnose.diagnose(*wrong, paired=True)["recall_at_1_yx"] == 0.0
+    assert diagnosis.diagnose(*wrong, paired=True)["recall_at_1_yx"] == 0.0
 
 
 # One million queries.

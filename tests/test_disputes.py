@@ -11,13 +11,14 @@ import pytest
 import xarray as xr
 from scipy.io import netcdf_file
 
-from experiments import _dispute_figures, _disputes, _figures, _ledger, _story
+from experiments import catalogue, plotting
 from experiments.__main__ import main
+from experiments.report import dispute_figures, disputes, stories
 from simulator.store import load_dataset
 from tests import style_rules
 
 FIGURES = Path(__file__).parents[1] / "figures"
-DISPUTES = {dispute.name: dispute for dispute in _disputes.DISPUTES}
+DISPUTES = {dispute.name: dispute for dispute in disputes.DISPUTES}
 ANSWERS = {name: dispute.answer(FIGURES) for name, dispute in DISPUTES.items()}
 
 
@@ -70,8 +71,8 @@ def test_a_wrong_number_is_not_what_is_said():
 
 
 def test_every_dispute_names_known_claims_and_stored_results():
-    known = {_ledger.load(stem).CLAIM.id for stem in _ledger.stems()}
-    for dispute in _disputes.DISPUTES:
+    known = {catalogue.load(stem).CLAIM.id for stem in catalogue.stems()}
+    for dispute in disputes.DISPUTES:
         assert set(dispute.claims) <= known
         assert dispute.is_stored(FIGURES)
         assert dispute.question.endswith("?")
@@ -159,13 +160,13 @@ def test_numbers_of_robustness():
 
 def test_what_the_file_on_clip_does_not_name():
     """500 queries; the first setting of the top-r rule is g itself, the fifth r = 300."""
-    from experiments import _real_embeddings
+    from experiments.real_embeddings import study
 
-    real, config = load_dataset(FIGURES / "real_embeddings.nc"), _real_embeddings.Config()
+    real, config = load_dataset(FIGURES / "real_embeddings.nc"), study.Config()
     changed = 500 * np.concatenate([real["trade_off_top r"][:, 0], real["trade_off_soft"][:, 0]])
     np.testing.assert_allclose(changed, np.round(changed), atol=1e-9)
-    assert config.components[_dispute_figures.WHOLE_GAP] == 0
-    assert config.components[_dispute_figures.TOP_300] == 300
+    assert config.components[dispute_figures.WHOLE_GAP] == 0
+    assert config.components[dispute_figures.TOP_300] == 300
     assert config.penalties[0] == 0.0
     np.testing.assert_array_equal(real["trade_off_top r"][0], real["trade_off_soft"][0])
 
@@ -234,15 +235,15 @@ def test_every_row_of_evidence_can_fail():
     [(0.9408, 0.032, "0.94 ± 0.03"), (1.29274, 0.00021, "1.2927 ± 0.0002"), (15.2, 1.2, "15 ± 1"), (0.36014, 0.0, "0.36")],
 )  # fmt: skip
 def test_numbers_show_the_digits_that_count(mean, error, said):
-    assert _disputes.with_error(mean, error) == said
+    assert disputes.with_error(mean, error) == said
 
 
 @pytest.mark.parametrize("name", DISPUTES)
 def test_figures_are_full_and_keep_the_style(name):
-    with plt.style.context(_figures.STYLE):
+    with plt.style.context(plotting.STYLE):
         figure = DISPUTES[name].draw(FIGURES)
         found = style_rules.complaints(figure, DISPUTES[name].caption, xr.Dataset())
-    assert figure.get_figwidth() == _figures.ONE_COLUMN
+    assert figure.get_figwidth() == plotting.ONE_COLUMN
     assert all(axis.has_data() for axis in figure.axes)
     plt.close(figure)
     assert not found, "\n".join(found)
@@ -272,7 +273,7 @@ def partly_stored(tmp_path):
 
 
 def test_figures_are_drawn_where_their_results_are(partly_stored):
-    written = _disputes.draw_all(partly_stored)
+    written = disputes.draw_all(partly_stored)
     assert written == [partly_stored / f"dispute_cone.{suffix}" for suffix in ("pdf", "png")]
     assert all(path.stat().st_size > 5000 for path in written)
     with pytest.raises(FileNotFoundError, match="run the experiment"):
@@ -290,5 +291,5 @@ def test_the_command_draws_them_with_all_figures_but_not_with_one_claim(partly_s
 @pytest.mark.slow
 def test_stored_figures_are_those_of_the_stored_results(pinned_drawing, tmp_path):
     """To the byte."""
-    for path in [*_disputes.draw_all(tmp_path, FIGURES), *_story.draw_all(tmp_path, FIGURES)]:
+    for path in [*disputes.draw_all(tmp_path, FIGURES), *stories.draw_all(tmp_path, FIGURES)]:
         assert path.read_bytes() == (FIGURES / path.name).read_bytes(), f"figures/{path.name}: run gapsim figures"

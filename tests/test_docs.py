@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import simulator as sim
-from experiments import _ledger
+from experiments import catalogue
 from tests.test_readme import BLOCK, TUTORIAL, commands, tutorial
 
 ROOT = Path(__file__).parents[1]
@@ -70,12 +70,12 @@ def test_a_broken_link_is_seen():
 
 
 def test_every_claim_has_its_page():
-    stems = _ledger.stems()
+    stems = catalogue.stems()
     assert {path.stem for path in (DOCS / "claims").glob("*.md")} == {"index", *stems}
     listed = (DOCS / "claims" / "index.md").read_text()
     for stem in stems:
         shown = re.findall(r"^```\{claim\} (\w+)$", (DOCS / "claims" / f"{stem}.md").read_text(), re.MULTILINE)
-        assert shown == [_ledger.load(stem).CLAIM.id], stem
+        assert shown == [catalogue.load(stem).CLAIM.id], stem
         assert f"({stem}.md)" in listed, stem
 
 

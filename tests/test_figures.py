@@ -14,30 +14,32 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgb
 
-from experiments import _diagnose, _figures, _page
+from experiments import plotting
+from experiments.commands import diagnosis
+from experiments.report import diagnosis_page
 from simulator.store import load_dataset
 from tests import style_rules
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "figures"
-CLAIMS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
+CLAIMS = sorted(path.stem for path in (ROOT / "experiments" / "claims").glob("[a-z]*.py"))
 FAST = ("clean_invariance", "robustness_monotone", "sinkhorn_potential")
 each_figure = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*CLAIMS, *_figures.OTHERS)],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*CLAIMS, *plotting.OTHERS)],
 )
 
 
 def stored(name: str):
     """The module that draws a figure, and its numbers, which the repository holds for every figure."""
-    module, stem = _figures.source(name)
+    module, stem = plotting.source(name)
     return module, load_dataset(STORED / f"{stem}.nc")
 
 
 @each_figure
 def test_a_stored_figure_keeps_the_style(name):
     module, data = stored(name)
-    with plt.style.context(_figures.STYLE):
+    with plt.style.context(plotting.STYLE):
         figure = module.draw(data)
         found = style_rules.complaints(figure, module.CAPTION, data)
     plt.close(figure)
@@ -47,7 +49,7 @@ def test_a_stored_figure_keeps_the_style(name):
 @each_figure
 def test_a_stored_figure_is_redrawn_to_the_byte(name, pinned_drawing, tmp_path):
     stored(name)
-    for path in _figures.redraw(name, STORED, tmp_path):
+    for path in plotting.redraw(name, STORED, tmp_path):
         assert path.read_bytes() == (STORED / path.name).read_bytes(), f"figures/{path.name}: gapsim figures {name}"
 
 
@@ -57,8 +59,8 @@ def test_the_page_on_ones_own_embeddings_keeps_what_applies(options, tmp_path, r
     files = [tmp_path / f"{name}.npy" for name in "xy"]
     for shift, rows, file in zip((0.0, 1.0), (64 if "paired" in options else 5, 64), files, strict=True):
         np.save(file, rng.normal(size=(rows, 6)) + shift)
-    with plt.style.context(_figures.STYLE):
-        figure = _page.draw(_diagnose.diagnose(*files, **options))
+    with plt.style.context(plotting.STYLE):
+        figure = diagnosis_page.draw(diagnosis.diagnose(*files, **options))
         figure.draw_without_rendering()
         rules = ("has_fonts", "has_palette", "has_no_junk", "fits", "has_clear_legends")
         found = [words for rule in rules for words in getattr(style_rules, rule)(figure)]
@@ -77,20 +79,20 @@ def numbers():
 def good_figure():
     """Two panels that keep every rule, with lines that cross, bars, a band, a control and legends."""
     at, noise = np.arange(6.0), np.random.default_rng(0).normal(size=(8, 6))
-    figure, axes = plt.subplots(1, 2, figsize=(_figures.TWO_COLUMNS, 2.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(plotting.TWO_COLUMNS, 2.5), sharey=True, layout="constrained")
     for axis in axes:
-        _figures.points(axis, at, at + 0.1 * noise, "rising", **_figures.series(0))
-        _figures.band(axis, at, 5 - at + 0.1 * noise, label="falling", **_figures.series(1))
-        axis.plot(at, 0 * at + 2.2, "--", color=_figures.CONTROL)
+        plotting.points(axis, at, at + 0.1 * noise, "rising", **plotting.series(0))
+        plotting.band(axis, at, 5 - at + 0.1 * noise, label="falling", **plotting.series(1))
+        axis.plot(at, 0 * at + 2.2, "--", color=plotting.CONTROL)
         axis.set(xlabel="closing α", ylim=(-0.5, 9), title="a panel")
         axis.legend(loc="upper right")
     axes[0].set_ylabel("gap norm G")
-    return _figures.lettered(figure)
+    return plotting.lettered(figure)
 
 
 def judged(break_it=None, caption=CAPTION) -> list[str]:
     """The complaints about the good figure after it was broken."""
-    with plt.style.context(_figures.STYLE):
+    with plt.style.context(plotting.STYLE):
         figure = good_figure()
         if break_it is not None:
             break_it(figure)
@@ -148,8 +150,8 @@ BROKEN = dict(
     across=("legend", lambda figure: figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.98, 1.0))),
     name_on_data=("legend", on_first("text", 2.0, 2.1, "a name", size=6)),
     alike=("grey", in_one_look),
-    unnamed=("caption", on_first("plot", [0, 1], [4, 4], color=_figures.COLORS[2])),
-    dotted=("caption", on_first("plot", [0, 1], [4, 4], ":", color=_figures.COLORS[0])),
+    unnamed=("caption", on_first("plot", [0, 1], [4, 4], color=plotting.COLORS[2])),
+    dotted=("caption", on_first("plot", [0, 1], [4, 4], ":", color=plotting.COLORS[0])),
 )  # fmt: skip
 
 
@@ -184,9 +186,9 @@ def test_a_caption_that_says_too_little_or_the_wrong_thing_is_found(said, instea
 
 @pytest.mark.parametrize("method", ["errorbar", "fill_between"])
 def test_bars_and_bands_each_need_words(method):
-    with plt.style.context(_figures.STYLE):
-        figure, axis = plt.subplots(figsize=(_figures.ONE_COLUMN, 2.5), layout="constrained")
-        settings: dict[str, Any] = dict(color=_figures.COLORS[0])
+    with plt.style.context(plotting.STYLE):
+        figure, axis = plt.subplots(figsize=(plotting.ONE_COLUMN, 2.5), layout="constrained")
+        settings: dict[str, Any] = dict(color=plotting.COLORS[0])
         axis.plot([0, 1], [0, 1], **settings)
         assert not style_rules.has_bars(figure)
         getattr(axis, method)([0, 1], [0, 1], [0.1, 0.2], **settings)
@@ -196,18 +198,18 @@ def test_bars_and_bands_each_need_words(method):
 
 
 def test_panels_are_lettered_in_reading_order_and_one_panel_is_not():
-    with plt.style.context(_figures.STYLE):
+    with plt.style.context(plotting.STYLE):
         figure = plt.figure(layout="constrained")
         grid = figure.add_gridspec(2, 2)
         places = [grid[0, 0], grid[:, 1], grid[1, 0]]
         for place in reversed(places):
             figure.add_subplot(place).set_title("x")
         figure.colorbar(figure.axes[0].pcolormesh(np.eye(3)), ax=figure.axes[0])
-        titles = {axis.get_subplotspec(): axis.get_title("left") for axis in _figures.panels(_figures.lettered(figure))}
+        titles = {axis.get_subplotspec(): axis.get_title("left") for axis in plotting.panels(plotting.lettered(figure))}
         assert [titles[place] for place in places] == ["(a) x", "(b) x", "(c) x"]
         single, axis = plt.subplots()
         axis.set_title("x")
-        assert _figures.lettered(single).axes[0].get_title("left") == "x"
+        assert plotting.lettered(single).axes[0].get_title("left") == "x"
     plt.close("all")
 
 
@@ -234,7 +236,7 @@ def smallest_difference(colors, vision) -> float:
 @pytest.mark.parametrize("vision", DICHROMATS)
 def test_the_palette_is_told_apart_with_any_colour_vision(vision):
     """A difference of 10 is seen at a glance; 2.3 is just noticeable."""
-    assert smallest_difference(_figures.COLORS, DICHROMATS[vision]) > 10
+    assert smallest_difference(plotting.COLORS, DICHROMATS[vision]) > 10
 
 
 def test_red_and_green_of_one_lightness_are_not():
@@ -243,8 +245,8 @@ def test_red_and_green_of_one_lightness_are_not():
 
 
 def test_every_series_has_its_own_colour_and_marker():
-    looks = [_figures.series(i) for i in range(len(_figures.COLORS))]
+    looks = [plotting.series(i) for i in range(len(plotting.COLORS))]
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == len(looks)
-    assert _figures.series(1, marker="x", linestyle="none") == dict(
-        color=_figures.COLORS[1], marker="x", linestyle="none"
+    assert plotting.series(1, marker="x", linestyle="none") == dict(
+        color=plotting.COLORS[1], marker="x", linestyle="none"
     )

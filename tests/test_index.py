@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._galleries import nearest_rows, random_classes
+from experiments.setups.galleries import nearest_rows, random_classes
 from simulator.robustness import nearest
 
 CASES = {

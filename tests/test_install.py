@@ -28,7 +28,7 @@ def command(tmp_path, foreign):
     """(words, path) -> the finished command, called in the foreign folder by the file of its own name that a wheel holds."""
     script = tmp_path / "bin" / "modality_gap_command.py"
     script.parent.mkdir()
-    shutil.copy(ROOT / "experiments" / "_command.py", script)
+    shutil.copy(ROOT / "experiments" / "launcher.py", script)
 
     def call(*words, path, program=(str(script),)):
         environment = os.environ | dict(PYTHONPATH=os.pathsep.join(map(str, path)))
@@ -92,9 +92,9 @@ def test_a_wheel_runs_outside_the_repository(tmp_path, foreign):
         packed = set(archive.namelist())
     for package in ("simulator", "experiments"):
         files = [p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-        names = {p.relative_to(ROOT).as_posix() for p in files} - {"experiments/_command.py"}
+        names = {p.relative_to(ROOT).as_posix() for p in files} - {"experiments/launcher.py"}
         assert names <= packed
-    assert "modality_gap_command.py" in packed  # experiments/_command.py under a name that no other package has
+    assert "modality_gap_command.py" in packed  # experiments/launcher.py under a name that no other package has
     assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
     python = tmp_path / "venv" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())

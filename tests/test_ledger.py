@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _ledger
+from experiments import catalogue
 from simulator.store import load_dataset
 from tests.processes import run_and_count
 
 ROOT = Path(__file__).parents[1]
-STEMS = _ledger.stems()
+STEMS = catalogue.stems()
 QUICK_MINUTES = 16  # of one processor: eight minutes on two
 # A number with its uncertainty, or an exact count.
 UNCERTAIN = re.compile(r"\d ± \d|\d[\d,]* of \d")
@@ -30,13 +30,13 @@ every_claim = pytest.mark.parametrize("stem", STEMS)
 def stored(stem: str):
     """(judged rows, their lines in the ledger) of figures/<stem>.nc."""
     data = load_dataset(ROOT / "figures" / f"{stem}.nc")
-    return _ledger.load(stem).judge(data), _ledger.judge(stem, data, 0.0)
+    return catalogue.load(stem).judge(data), catalogue.judge(stem, data, 0.0)
 
 
 @every_claim
 def test_stored_measurements_give_the_expected_verdicts(stem):
     for line in stored(stem)[1]:
-        assert _ledger.as_expected(line), _ledger.reason(line)
+        assert catalogue.as_expected(line), catalogue.reason(line)
 
 
 @every_claim
@@ -51,7 +51,7 @@ def test_a_row_that_does_not_simply_hold_says_why_and_by_how_much(stem):
         )
         assert not re.search(r"\b(nan|inf)\b", line["effect"]), line["effect"]
         assert line["assumed"]
-        said = _ledger.reason(line)
+        said = catalogue.reason(line)
         assert all(part in said for part in (line["stem"], line["condition"], line["effect"], line["assumed"]))
 
 
@@ -116,12 +116,12 @@ def test_a_row_leads_to_its_code_figure_and_test(stem):
         assert re.search(rf"^\| {claim} \|.*`gapsim verify {claim}`.*\(figures/{name}\.png\)", readme, re.MULTILINE), (
             claim
         )
-    assert f"{name}  " in _ledger.ledger_table(stored(stem)[1])
+    assert f"{name}  " in catalogue.ledger_table(stored(stem)[1])
 
 
 def test_readme_names_no_other_claim():
     listed = re.findall(r"^\| ([CNP]\d+T?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert listed == [_ledger.load(stem).CLAIM.id for stem in STEMS]
+    assert listed == [catalogue.load(stem).CLAIM.id for stem in STEMS]
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_the_quick_ledger_of_all_claims_ends_in_time(tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     lines = json.loads(file.read_text())
     assert [stem for stem in STEMS if stem in {line["stem"] for line in lines}] == STEMS
-    for line in filter(_ledger.needs_reason, lines):
+    for line in filter(catalogue.needs_reason, lines):
         assert UNCERTAIN.search(line["effect"]), line["check"]
         assert line["check"] in done.stdout
     assert seconds < 60 * QUICK_MINUTES, f"the quick ledger took {seconds / 60:.1f} minutes of processor time"

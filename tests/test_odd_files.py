@@ -242,11 +242,12 @@ def test_names_reach_the_page_as_text(files):
     """As a formula, `$\\frac$` is an error, and `$x^2$` is drawn as one."""
     import matplotlib.pyplot as plt
 
-    from experiments import _diagnose, _page
+    from experiments.commands import diagnosis
+    from experiments.report import diagnosis_page
 
     name = "a_$x^2$_$\\frac$%&#{}~.npy"
     shutil.copy("x.npy", name)
-    figure = _page.draw(_diagnose.diagnose(name, "y.npy"))
+    figure = diagnosis_page.draw(diagnosis.diagnose(name, "y.npy"))
     texts = [text for text in figure.texts if name in text.get_text()]
     assert texts
     assert not any(text.get_parse_math() for text in texts)

@@ -45,14 +45,16 @@ DIAGNOSE, CLOSE = ["diagnose", "x.npy", "y.npy"], ["close", "x.npy", "y.npy"]
     ],
 )
 def test_outputs_that_would_overwrite_are_refused_before_the_work(files, command, words, capsys, monkeypatch):
-    from experiments import _bench_run, _diagnose, _ledger
+    from experiments import catalogue
+    from experiments.bench import turns
+    from experiments.commands import diagnosis
 
     os.link("labels.npy", "hard.npy")
     os.symlink("x.npy", "soft")
     os.symlink("new.pdf", "dangling.pdf")
     (files / "old.npz").write_text("old")
     os.link("old.npz", "also")
-    for module, name in ((_ledger, "run"), (_bench_run, "run"), (_diagnose, "diagnose")):
+    for module, name in ((catalogue, "run"), (turns, "run"), (diagnosis, "diagnose")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("work was begun"))
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
     assert main(command) == 2

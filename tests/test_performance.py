@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import _bench
-from experiments._cost_model import step_cost
+from experiments.bench import tables
+from experiments.bench.cost_model import step_cost
 
 TORCH = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])  # [round, turn]
 TIMES = np.array([[10.0, 30.0, 10.0], [10.0, 30.0, 10.0]])  # the medians' ratio is 20, the ratios' median 10
@@ -30,16 +30,16 @@ def data():
 
 
 def test_ratios_are_taken_turn_by_turn(data):
-    row = next(r for r in _bench.rows(data) if (r["replicas"], r["data"]) == (64, "fixed"))
+    row = next(r for r in tables.rows(data) if (r["replicas"], r["data"]) == (64, "fixed"))
     assert [row[name] for name in ("ratio_torch", "ratio_torch_low", "ratio_torch_high")] == [10, 10, 10]
     assert np.median(TORCH * TIMES) / np.median(TORCH) == 20  # the near miss
     assert row["matmul_fraction"] == pytest.approx(0.25)
 
 
 def test_costs_of_more_replicas_and_of_fresh_pairs(data):
-    assert _bench.costs_of_256(data)[64] == pytest.approx((1.25,) * 3)
-    assert _bench.stream_shares(data)[64] == pytest.approx((0.1,) * 3)
+    assert tables.costs_of_256(data)[64] == pytest.approx((1.25,) * 3)
+    assert tables.stream_shares(data)[64] == pytest.approx((0.1,) * 3)
 
 
 def test_spread_is_over_rounds():
-    assert _bench.spread([[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]]) == (3.5, 2.0, 4.0)
+    assert tables.spread([[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]]) == (3.5, 2.0, 4.0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._galleries import nearest_rows
+from experiments.setups.galleries import nearest_rows
 
 
 @pytest.fixture

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import _api, _bench, _ledger
+from experiments import catalogue
 from experiments.__main__ import Command
+from experiments.bench import tables
+from experiments.report import readme_tables
 from simulator.store import load_dataset
 from tests.processes import run_and_count
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```(bash|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TUTORIAL = "experiments/sample_gap.py"
+TUTORIAL = "experiments/claims/sample_gap.py"
 COMMANDS = [typing.get_args(part)[1].name for part in typing.get_args(Command)]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "API.md")
 
@@ -98,7 +100,7 @@ def test_every_block_runs_as_printed(place):
                 assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
                 if line == "gapsim verify C4 --quick":
                     assert skeleton(done.stdout).startswith(
-                        skeleton(_api.between(README, "ledger").removeprefix("```text\n").removesuffix("```"))
+                        skeleton(readme_tables.between(README, "ledger").removeprefix("```text\n").removesuffix("```"))
                     )
     assert set(SUBSTITUTES) <= used, "a substitute for what the README no longer says"
     assert (folder / "results" / "S1" / "sample_gap.png").stat().st_size > 5_000
@@ -131,7 +133,7 @@ def test_the_tutorial_notices(place, correct, wrong, words):
 
 def test_the_tutorial_is_short_and_explains_its_ledger():
     assert len(tutorial().splitlines()) < 60
-    header = re.split(r" {2,}", _api.between(README, "ledger").splitlines()[1].strip())
+    header = re.split(r" {2,}", readme_tables.between(README, "ledger").splitlines()[1].strip())
     section = README.split("### 2 Read", 1)[1].split("### 3 ", 1)[0]
     assert len(header) >= 8
     for column in header:
@@ -139,16 +141,24 @@ def test_the_tutorial_is_short_and_explains_its_ledger():
 
 
 def test_the_pages_are_those_of_the_code():
-    wanted = "run `python -m experiments._api`"
-    assert (ROOT / "API.md").read_text() == _api.api_page(), wanted
+    wanted = "run `python -m experiments.report.readme_tables`"
+    assert (ROOT / "API.md").read_text() == readme_tables.api_page(), wanted
     # What depends on the machine that made the stored numbers.
-    assert _api.agree(_api.between(README, "main job"), _api.main_job_table()), wanted
-    assert _api.agree(_api.between(README, "main ledger"), _api.main_job_ledger()), wanted
-    assert _api.between(README, "story") == _api.shown(_api._story, "story.png", _api.STORY), wanted
-    assert _api.between(README, "animation") == _api.shown(_api._animation, "emergence.gif", _api.ANIMATION), wanted
-    assert _api.between(README, "reasons") == _api.reasons(), wanted
-    assert _api.between(README, "bench") == _bench.markdown(load_dataset(ROOT / "figures" / "performance.nc")), wanted
-    assert {name for names in _api.GROUPS.values() for name in names if "." not in name} == set(_api.sim.__all__)
+    assert readme_tables.agree(readme_tables.between(README, "main job"), readme_tables.main_job_table()), wanted
+    assert readme_tables.agree(readme_tables.between(README, "main ledger"), readme_tables.main_job_ledger()), wanted
+    assert readme_tables.between(README, "story") == readme_tables.shown(
+        readme_tables._story, "story.png", readme_tables.STORY
+    ), wanted
+    assert readme_tables.between(README, "animation") == readme_tables.shown(
+        readme_tables._animation, "emergence.gif", readme_tables.ANIMATION
+    ), wanted
+    assert readme_tables.between(README, "reasons") == readme_tables.reasons(), wanted
+    assert readme_tables.between(README, "bench") == tables.markdown(
+        load_dataset(ROOT / "figures" / "performance.nc")
+    ), wanted
+    assert {name for names in readme_tables.GROUPS.values() for name in names if "." not in name} == set(
+        readme_tables.sim.__all__
+    )
     moved = float(load_dataset(ROOT / "figures" / "gap_closing.nc").moved_share.sel(kind="towers, K = 100"))
     assert f"{100 * moved:.1f} % of ‖g‖²" in " ".join(README.split())
 
@@ -170,22 +180,22 @@ LINE = "| digits | 0.05 | 90° | 1.450±0.194 | 0.781±0.012 | 0.722 | agrees |"
     ],
 )
 def test_a_table_of_another_machine_agrees_within_its_errors(other, same):
-    assert _api.agree(LINE, other) == _api.agree(other, LINE) == same
+    assert readme_tables.agree(LINE, other) == readme_tables.agree(other, LINE) == same
 
 
 def test_a_ledger_of_another_machine_agrees_in_its_words():
     line = "C1     gap_emergence  gap norm at τ = 0.05 [absolute]  0  {}  0.2  holds  yes"
-    assert _api.agree(line.format("0.01642  0.01642"), line.format("0.0171   0.0171 "))
-    assert not _api.agree(line.format("0.5  0.5"), line.format("0.5  0.5").replace("holds", "refuted"))
+    assert readme_tables.agree(line.format("0.01642  0.01642"), line.format("0.0171   0.0171 "))
+    assert not readme_tables.agree(line.format("0.5  0.5"), line.format("0.5  0.5").replace("holds", "refuted"))
 
 
 def test_every_line_that_the_main_job_prints_is_shown():
     data = load_dataset(ROOT / "figures" / "gap_emergence.nc")
-    shown = _api.between(README, "main job").splitlines()[2:]
+    shown = readme_tables.between(README, "main job").splitlines()[2:]
     assert len(shown) == data.sizes["data"] * data.sizes["temperature"] * data.sizes["angle"] == 18
-    ledger = _api.between(README, "main ledger")
-    for stem in _ledger.MAIN_JOB:
-        expected = _ledger.load(stem).CLAIM.expected
+    ledger = readme_tables.between(README, "main ledger")
+    for stem in catalogue.MAIN_JOB:
+        expected = catalogue.load(stem).CLAIM.expected
         assert len(re.findall(rf"^\w+ +{stem} .*\byes$", ledger, re.MULTILINE)) == len(expected)
 
 
@@ -196,7 +206,7 @@ def claims_table() -> dict[str, list[str]]:
 
 
 def test_every_claim_has_its_line():
-    table, stems = claims_table(), {_ledger.load(stem).CLAIM.id: stem for stem in _ledger.stems()}
+    table, stems = claims_table(), {catalogue.load(stem).CLAIM.id: stem for stem in catalogue.stems()}
     assert list(table) == list(stems)
     for name, (_, _, command, figure, *_) in table.items():
         assert command == f"`gapsim verify {name}`"
@@ -204,10 +214,10 @@ def test_every_claim_has_its_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [_ledger.load(stem).CLAIM.id for stem in _ledger.stems()])
+@pytest.mark.parametrize("name", [catalogue.load(stem).CLAIM.id for stem in catalogue.stems()])
 def test_verdicts_of_the_table_are_those_of_the_stored_numbers(name):
     *_, rows, words = claims_table()[name]
-    assert rows == _api.count_of_verdicts(name), "run `python -m experiments._api`"
+    assert rows == readme_tables.count_of_verdicts(name), "run `python -m experiments.report.readme_tables`"
     found = set(re.findall(r"refuted|hold if|hold", rows))
     assert ("refuted" in found) == ("refuted" in words), f"{rows}, but the table says {words!r}"
     assert "hold if" not in found or re.search(r"\b(if|only|unless)\b", words), (
@@ -228,7 +238,7 @@ def test_links_resolve(page):
         if anchor:
             body = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
             headings = re.findall(r"^#+ (.*)$", body, re.MULTILINE)
-            assert anchor in [_api.anchor(heading) for heading in headings], f"{page}: {target}"
+            assert anchor in [readme_tables.anchor(heading) for heading in headings], f"{page}: {target}"
     for goal in re.findall(r"\bmake ([a-z-]+)`?", " ".join(t for _, t in BLOCK.findall((ROOT / page).read_text()))):
         assert re.search(rf"^{goal}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page}: make {goal}"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _real_embeddings as real
 from experiments.__main__ import main
-from experiments._galleries import nearest_rows
+from experiments.real_embeddings import study as real
+from experiments.setups.galleries import nearest_rows
 
 SIGMA = real.VARIANCE**0.5
 
@@ -207,7 +207,7 @@ def test_parts_are_measured_beside_what_is_stored_on_the_same_points(tmp_path, m
         lambda folder: dict.fromkeys(("clip_gallery", "coco80_text", "in1k_text_a", "clip_queries"), np.ones((500, 2))),
     )
     monkeypatch.setattr(real, "rules", lambda *_: dict(error=(("gallery", "rule"), np.full(stored.error.shape, 7.0))))
-    monkeypatch.setattr("experiments._figures.save_figure", lambda *_: None)
+    monkeypatch.setattr("experiments.plotting.save_figure", lambda *_: None)
     with pytest.raises(ValueError, match="no part is called rule; the parts are subsets, rules"):
         real.main("", str(tmp_path), "rule")
     save_dataset(stored, tmp_path / "real_embeddings.nc")
@@ -226,7 +226,7 @@ def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatc
     stored = load_dataset(Path(__file__).parents[1] / "figures" / "real_embeddings.nc").load()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(real, "measure", lambda *_: stored)
-    monkeypatch.setattr("experiments._figures.save_figure", lambda *_: None)
+    monkeypatch.setattr("experiments.plotting.save_figure", lambda *_: None)
     real.main("")
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nc")] == ["results/real_embeddings.nc"]
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import _disputes, _ledger, _report, clean_invariance
+from experiments import catalogue
 from experiments.__main__ import main
-from experiments._report_figures import draw_svg
-from experiments._report_text import set_number, set_text
+from experiments.claims import clean_invariance
+from experiments.report import disputes, pages
+from experiments.report.inline_svg import draw_svg
+from experiments.report.prose import set_number, set_text
 
 FIGURES = Path(__file__).parents[1] / "figures"
 MEASURED = ("clean_invariance", "constant_gap")  # quick to draw; every kind of verdict is among their checks
@@ -108,8 +110,8 @@ def test_the_check_catches_what_would_not_stand_alone(page, old, new, fault):
 
 def test_every_claim_has_its_section_with_all_that_was_promised(page):
     text = " ".join(_Page(page).text.split())
-    for stem in _ledger.stems():
-        claim = _ledger.load(stem).CLAIM
+    for stem in catalogue.stems():
+        claim = catalogue.load(stem).CLAIM
         section = page[page.index(f'<section class="claim" id="{claim.id}"') :].split("</section>")[0]
         shown = " ".join(_Page(section).text.split())
         for words in (f"{claim.id} · {claim.title}", f"gapsim verify {claim.id}", f"tests/theorems/test_{stem}.py"):
@@ -118,8 +120,8 @@ def test_every_claim_has_its_section_with_all_that_was_promised(page):
         assert ("Not measured yet" in shown) == (stem not in MEASURED)
         for name in ("Commit", "Versions", "Precision", "Configuration", "✓ rejected", "Predicted"):
             assert (name in shown) == (stem in MEASURED), (stem, name)
-    rows = [row for stem in MEASURED for row in _ledger.judge(stem, _stored(stem), 0.0)]
-    for verdict, shape in _report.VERDICTS.items():
+    rows = [row for stem in MEASURED for row in catalogue.judge(stem, _stored(stem), 0.0)]
+    for verdict, shape in pages.VERDICTS.items():
         number = sum(row["verdict"] == verdict for row in rows)
         assert number > 0
         assert text.count(f"{shape} {verdict}") >= number  # in words and in shape, whatever the colour
@@ -135,10 +137,10 @@ def _stored(stem):
 
 
 def test_a_verdict_that_was_not_expected_and_a_control_that_passes_are_said_at_the_top():
-    section = _report.claim_section("clean_invariance", FIGURES)
+    section = pages.claim_section("clean_invariance", FIGURES)
     section["rows"][0] |= dict(verdict="refuted", good=False)
     section["rows"][1] |= dict(control_rejected=False, good=False)
-    top, rest = _report.render([section]).split('id="ledger"')
+    top, rest = pages.render([section]).split('id="ledger"')
     assert "1 controls NOT rejected" in _Page(top).text.replace("\xa0", " ")
     assert "2 checks are NOT as expected" in _Page(top).text.replace("\xa0", " ")
     assert "expected: holds" in rest
@@ -151,7 +153,7 @@ def test_what_claims_say_is_escaped(monkeypatch):
     changed = {f.name: bad for f in dataclasses.fields(claim) if f.name not in ("id", "expected")}
     monkeypatch.setattr(clean_invariance, "CLAIM", dataclasses.replace(claim, **changed))
     monkeypatch.setattr(clean_invariance, "CAPTION", bad)
-    page = _report.render([_report.claim_section("clean_invariance", FIGURES)])
+    page = pages.render([pages.claim_section("clean_invariance", FIGURES)])
     assert faults(page) == []
     assert "<img" not in page
     assert page.count("&lt;script&gt;") >= 8  # summary, ledger (twice), and the section's five
@@ -190,7 +192,7 @@ def test_run_names_the_page_to_open(tmp_path, monkeypatch, capsys):
     for stem in ("gap_emergence", "robustness_monotone", "clean_invariance"):
         shutil.copy(FIGURES / f"{stem}.nc", tmp_path)
     monkeypatch.setattr("experiments.__main__._use_all_cores", lambda: None)
-    monkeypatch.setattr(_ledger, "run", lambda stem, **_: (_stored(stem), 0.0))
+    monkeypatch.setattr(catalogue, "run", lambda stem, **_: (_stored(stem), 0.0))
     assert main(["run", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-2] == f"open {tmp_path / 'index.html'}"
     assert faults((tmp_path / "index.html").read_text(encoding="utf-8")) == []
@@ -220,9 +222,9 @@ def test_formulas_are_set(text, html):
     assert set_text(text, {"N2"}) == html
 
 
-@pytest.mark.parametrize("stem", _ledger.stems())
+@pytest.mark.parametrize("stem", catalogue.stems())
 def test_setting_loses_no_letter_of_a_claim(stem):
-    module = _ledger.load(stem)
+    module = catalogue.load(stem)
     claim = module.CLAIM
     for text in (claim.statement, claim.source, claim.assumes, module.CAPTION):
         shown = _Page(set_text(text, {"N2"})).text
@@ -282,7 +284,7 @@ def test_figures_keep_their_marks_and_lose_their_weight():
 
 
 def test_what_is_measured_beside_the_claims():
-    page = _report.render([], more=[_report.extra_section("real_embeddings", FIGURES)])
+    page = pages.render([], more=[pages.extra_section("real_embeddings", FIGURES)])
     assert faults(page) == []
     assert "Closing the gap of real embeddings" in page
 
@@ -295,10 +297,10 @@ def test_disputes_are_answered_from_what_they_rest_on(tmp_path, monkeypatch):
     about = dict(name="cost", question="Does closing cost x_k?", claims=("C5",), caption="c", draw=draw)
     answered = SimpleNamespace(**about, stems=("clean_invariance",), answer=lambda folder: "No: 0 < 1 decisions.")
     waiting = SimpleNamespace(**about | dict(name="open"), stems=("clean_invariance", "simplex"), answer=None)
-    monkeypatch.setattr(_disputes, "DISPUTES", (answered, waiting))
+    monkeypatch.setattr(disputes, "DISPUTES", (answered, waiting))
     shutil.copy(FIGURES / "clean_invariance.nc", tmp_path)
-    disputes = [_report.dispute_section(name, tmp_path) for name in ("cost", "open")]
-    page = _report.render([_report.claim_section("clean_invariance", tmp_path)], disputes, [])
+    sections = [pages.dispute_section(name, tmp_path) for name in ("cost", "open")]
+    page = pages.render([pages.claim_section("clean_invariance", tmp_path)], sections, [])
     assert faults(page) == []
     assert page.count("<svg") == 2
     assert "No: 0 &lt; 1 decisions." in page

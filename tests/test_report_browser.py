@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _report
+from experiments.report import pages
 from tests.test_report import FIGURES, faults
 
 pytestmark = pytest.mark.slow
@@ -111,7 +111,7 @@ def shortcomings(found: dict) -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    return _report.build(FIGURES, tmp_path_factory.mktemp("report")).read_text(encoding="utf-8")
+    return pages.build(FIGURES, tmp_path_factory.mktemp("report")).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -135,7 +135,7 @@ def test_the_whole_page_fits_and_shows_its_figures(browser, page, width, tmp_pat
     ],
 )  # fmt: skip
 def test_the_same_check_catches_what_would_not_show(browser, width, added, words, tmp_path):
-    small = _report.render([_report.claim_section("clean_invariance", FIGURES)])
+    small = pages.render([pages.claim_section("clean_invariance", FIGURES)])
     assert shortcomings(probe(browser, small, width, tmp_path)) == []
     wrong = shortcomings(probe(browser, small.replace("</main>", f"{added}</main>"), width, tmp_path))
     for word in words:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import simulator as sim
-from experiments._settings import read_sweep
+from experiments.commands.sweep_file import read_sweep
 from simulator.experiment import split_traced
 
 BASE = "seeds = 2\nsteps = 4\nbatch_size = 8\n"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import _cluster, _sweep
 from experiments.__main__ import main
+from experiments.commands import cluster, sweeping
 from tests.processes import ENVIRONMENT, ROOT
 
 
@@ -32,15 +32,15 @@ def test_jobs_that_could_not_run_are_refused_before_anything_is_submitted(tmp_pa
 def test_the_table_counts_and_leaves_out_what_diverged():
     bad_step = np.array([[-1, -1, -1], [-1, 3, -1], [0, 0, 0]])
     last = np.where(bad_step < 0, [1.0, 2.0, 3.0], np.nan)
-    values = {name: (("rate", "seed", "step"), np.stack([last + 7, last], axis=-1)) for name in _sweep.NAMES}
+    values = {name: (("rate", "seed", "step"), np.stack([last + 7, last], axis=-1)) for name in sweeping.NAMES}
     data = xr.Dataset(values | dict(bad_step=(("rate", "seed"), bad_step)), coords=dict(rate=[0.1, 1.0, 9.0]))
-    header, *lines = _sweep.table(data).splitlines()
+    header, *lines = sweeping.table(data).splitlines()
     assert header.endswith("finite seeds")
     assert [line.split("  ")[-1].strip() for line in lines] == ["3 of 3", "2 of 3", "0 of 3"]
     assert "2 ± 0.58" in lines[0]
     assert "2 ± 1 " in lines[1]
     assert "–" in lines[2]
-    assert "finite" not in _sweep.table(data.isel(rate=[0]))
+    assert "finite" not in sweeping.table(data.isel(rate=[0]))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_table_counts_and_leaves_out_what_diverged():
     ],
 )  # fmt: skip
 def test_why_a_job_ended_is_one_line(log, error, says):
-    assert _cluster._reason(log, error, 2).startswith(says)
+    assert cluster._reason(log, error, 2).startswith(says)
 
 
 GRID = (

@@ -7,8 +7,8 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
-from experiments import _bench as bench
-from experiments import _ledger as catalogue
+from experiments import catalogue
+from experiments.bench import tables as bench
 from simulator.store import load_dataset
 
 FIGURES = Path(__file__).parents[2] / "figures"

@@ -6,7 +6,7 @@ import pytest
 from scipy.integrate import dblquad
 from scipy.special import ive
 
-from experiments.alignment_uniformity import (
+from experiments.claims.alignment_uniformity import (
     pairs_at_angle,
     pairs_concentrated,
     pairs_with_gap,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import collapse_controls
-from experiments._trends import trend
+from experiments.claims import collapse_controls
+from experiments.setups.trends import trend
 from simulator.theory.towers import great_circle_frames
 from tests.theorems.common import check_claim, quick_measurement
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._galleries import nearest_rows, random_classes
+from experiments.setups.galleries import nearest_rows, random_classes
 from simulator.theory.storage import centred_robustness, clean_scores, margin_robustness, margin_slope, optimal_centre
 from tests.theorems.common import check_claim, quick_measurement
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments._clusters import clouds, clusters, mode_variances, time_scale
-from experiments.compression import QUICK, WORKING_STEP, _fitted_rates, near_misses_sphere
+from experiments.claims.compression import QUICK, WORKING_STEP, _fitted_rates, near_misses_sphere
+from experiments.setups.clusters import clouds, clusters, mode_variances, time_scale
 from simulator.flow import velocity
 from simulator.losses import info_nce
 from simulator.theory import flows

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import simulator as sim
-from experiments import cone_effect
-from experiments._random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
+from experiments.claims import cone_effect
+from experiments.setups.random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
 from simulator.store import load_dataset
 from simulator.theory import cones
 from tests.theorems.common import FIGURES, check_claim, quick_measurement

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import constant_gap
-from experiments.constant_gap import Config, descend, start
+from experiments.claims import constant_gap
+from experiments.claims.constant_gap import Config, descend, start
 from simulator.store import load_dataset
 from simulator.theory.constant_gap import predicted_log_closing
 from tests.theorems.common import FIGURES, check_claim, quick_measurement

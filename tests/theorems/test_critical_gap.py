@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._clusters import clouds
-from experiments._tower_boundaries import crossing
-from experiments.critical_gap import QUICK, _isotropic, defect_ratio, fastest_rate, measured_boundary
+from experiments.claims.critical_gap import QUICK, _isotropic, defect_ratio, fastest_rate, measured_boundary
+from experiments.setups.clusters import clouds
+from experiments.setups.tower_boundaries import crossing
 from simulator.theory import flows
 from tests.theorems.common import check_claim
 

@@ -10,7 +10,7 @@ from scipy.special import i0, ndtr
 from scipy.stats import ncx2
 
 import simulator as sim
-from experiments import exact_robustness
+from experiments.claims import exact_robustness
 from simulator.theory.robustness import two_class_error, two_class_robustness
 from tests.theorems.common import check_claim
 

@@ -7,7 +7,9 @@ import pytest
 import xarray as xr
 
 import simulator as sim
-from experiments._closing import (
+from experiments.claims.gap_closing import QUICK
+from experiments.setups.galleries import nearest_rows, random_classes
+from experiments.setups.trained_galleries import (
     NEAR_MISSES,
     UNTOUCHED,
     choices,
@@ -19,8 +21,6 @@ from experiments._closing import (
     trend,
     untold,
 )
-from experiments._galleries import nearest_rows, random_classes
-from experiments.gap_closing import QUICK
 from simulator.robustness import changed_decisions
 from tests.theorems.common import check_claim, quick_measurement
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import gap_emergence
+from experiments.claims import gap_emergence
 from simulator.store import load_dataset
 from tests.theorems.common import check_claim, quick_measurement
 

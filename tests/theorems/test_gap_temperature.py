@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import gap_temperature
-from experiments._trends import trend
+from experiments.claims import gap_temperature
+from experiments.setups.trends import trend
 from simulator.store import load_dataset
 from tests.theorems.common import FIGURES, check_claim, quick_measurement
 

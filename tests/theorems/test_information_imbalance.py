@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import information_imbalance
-from experiments.information_imbalance import most, random_shares
+from experiments.claims import information_imbalance
+from experiments.claims.information_imbalance import most, random_shares
 from tests.theorems.common import check_claim, quick_measurement
 
 

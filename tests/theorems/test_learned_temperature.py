@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import quad
 
 import simulator as sim
-from experiments.learned_temperature import (
+from experiments.claims.learned_temperature import (
     NAMES,
     decades,
     equivalent_rows,

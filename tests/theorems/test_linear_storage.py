@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments._galleries import nearest_rows, random_classes
-from experiments._storage import (
+from experiments.claims.linear_storage import STORAGES, storages
+from experiments.setups.galleries import nearest_rows, random_classes
+from experiments.setups.quantizers import (
     BITS,
     COLUMN_BITS,
     FORMATS,
@@ -14,7 +15,6 @@ from experiments._storage import (
     random_rotation,
     stored,
 )
-from experiments.linear_storage import STORAGES, storages
 from simulator.theory.storage import (
     optimal_metric,
     second_moment,

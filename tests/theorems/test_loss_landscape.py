@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.loss_landscape import PUBLISHED, _loss, _swapped, loss_at, measured_latitude, on_circle
+from experiments.claims.loss_landscape import PUBLISHED, _loss, _swapped, loss_at, measured_latitude, on_circle
 from simulator.theory import landscapes
 from tests.theorems.common import check_claim, quick_measurement
 

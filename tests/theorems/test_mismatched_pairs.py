@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments import mismatched_pairs
+from experiments.claims import mismatched_pairs
 from simulator.theory import mismatch
 from simulator.theory.freezing import simplex_pairs
 from tests.theorems.common import check_claim, quick_measurement

@@ -8,8 +8,8 @@ from scipy.special import jn_zeros
 from scipy.stats import ncx2
 
 import simulator as sim
-from experiments._galleries import random_classes
-from experiments.robustness_per_query import mixed_queries, random_noncentralities
+from experiments.claims.robustness_per_query import mixed_queries, random_noncentralities
+from experiments.setups.galleries import random_classes
 from simulator.theory import monotonicity as theory
 from tests.theorems.common import check_claim, quick_measurement
 

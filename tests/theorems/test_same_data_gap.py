@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import simulator as sim
-from experiments import same_data_gap
-from experiments._designs import start_params
+from experiments.claims import same_data_gap
+from experiments.setups.trained_points import start_params
 from simulator.losses import normalize_rows
 from tests.theorems.common import check_claim, quick_measurement
 

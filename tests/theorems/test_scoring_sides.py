@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments._galleries import random_classes
-from experiments.scoring_sides import moved
+from experiments.claims.scoring_sides import moved
+from experiments.setups.galleries import random_classes
 from simulator.theory.scoring import cosine_robustness
 from tests.theorems.common import check_claim, quick_measurement
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments.sigmoid_constellation import BIASES, least_loss, rowwise_margin, separates
+from experiments.claims.sigmoid_constellation import BIASES, least_loss, rowwise_margin, separates
 from simulator.theory.constellations import constellation_margin, predicted_margin_bounds
 from tests.theorems.common import check_claim, quick_measurement
 

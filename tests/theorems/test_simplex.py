@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments.simplex import contrasts_loss, optimum, rows_with_gap, smallest
+from experiments.claims.simplex import contrasts_loss, optimum, rows_with_gap, smallest
 from simulator.theory import landscapes
 from tests.theorems.common import check_claim
 
@@ -97,7 +97,7 @@ def test_coordinates_become_unit_rows(key):
 
 
 def test_an_unfinished_search_is_not_judged(monkeypatch):
-    monkeypatch.setattr("experiments.simplex.MAX_STEPS", 2)
+    monkeypatch.setattr("experiments.claims.simplex.MAX_STEPS", 2)
     with pytest.raises(RuntimeError, match="gradient is still"):
         smallest(np.random.default_rng(0).normal(size=(2, 4, 6)), temperature=0.1)
 

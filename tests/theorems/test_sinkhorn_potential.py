@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from experiments.sinkhorn_potential import soft_pairing
+from experiments.claims.sinkhorn_potential import soft_pairing
 from simulator.theory.potentials import residuals_along_gap, second_order_residuals, sinkhorn_potentials
 from tests.theorems.common import check_claim
 

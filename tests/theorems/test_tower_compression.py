@@ -9,9 +9,10 @@ import xarray as xr
 from scipy.linalg import subspace_angles
 
 import simulator as sim
-from experiments import _towers, tower_compression
-from experiments._discrepancies import STEPS, from_orbit
-from experiments.tower_compression import DATA
+from experiments.claims import tower_compression
+from experiments.claims.tower_compression import DATA
+from experiments.setups import trained_towers
+from experiments.setups.tower_discrepancies import STEPS, from_orbit
 from simulator.flow import velocity
 from simulator.theory import towers
 from simulator.theory.flows import critical_angle, mode_rates_sphere
@@ -56,7 +57,7 @@ def test_frames_are_orthonormal_and_turn_the_same_way(rng):
 def linear():
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
-        return _towers.start(
+        return trained_towers.start(
             sim.Linear(4), sim.LatentPairs(latent_dim=2, dim_x=3, dim_y=4), 6, rng, angle=1.1, tightness=1e7
         )
 
@@ -87,8 +88,8 @@ def test_linearized_training_is_the_training_of_linear_towers(linear, epsilon):
 
 
 def test_a_tight_start_is_what_its_parameters_give(rng):
-    begin = _towers.start(sim.MLP(5, depth=2, embed_dim=4), DATA, 6, rng, angle=0.8, tightness=50.0)
-    raw = [np.asarray(rows) for rows in _towers.outputs(begin.graphs, begin.params, begin.inputs)]
+    begin = trained_towers.start(sim.MLP(5, depth=2, embed_dim=4), DATA, 6, rng, angle=0.8, tightness=50.0)
+    raw = [np.asarray(rows) for rows in trained_towers.outputs(begin.graphs, begin.params, begin.inputs)]
     np.testing.assert_allclose(begin.deviations, begin.in_frames(raw), rtol=1e-9, atol=1e-15)
     means = [rows.mean(axis=0) for rows in raw]
     np.testing.assert_allclose([np.linalg.norm(m) for m in means], begin.norms, rtol=1e-12)
@@ -166,11 +167,11 @@ def test_the_apparent_critical_angle_starts_and_ends_at_its_two_couplings(rng, t
 def test_kernel_without_the_jacobian(depth, rng):
     """The sum over layers is J Jᵀ; that of the same samples in another order is not."""
     inputs = jnp.asarray(rng.normal(size=(3, 5)))
-    tower = _towers.random_tower(sim.MLP(7, depth=depth, embed_dim=2), 5, rng)
-    rows = np.asarray(_towers.jacobian(*tower, inputs)).reshape(6, -1)
-    found = np.asarray(_towers.tangent_kernel(*tower, inputs))
+    tower = trained_towers.random_tower(sim.MLP(7, depth=depth, embed_dim=2), 5, rng)
+    rows = np.asarray(trained_towers.jacobian(*tower, inputs)).reshape(6, -1)
+    found = np.asarray(trained_towers.tangent_kernel(*tower, inputs))
     np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-12, atol=1e-12)
-    other = np.asarray(_towers.tangent_kernel(*tower, inputs[::-1]))
+    other = np.asarray(trained_towers.tangent_kernel(*tower, inputs[::-1]))
     assert np.abs(other - rows @ rows.T).max() > 0.1
 
 

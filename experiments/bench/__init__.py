@@ -1,0 +1,1 @@
+"""The bench of the engine: machines, engines, turns, cost model."""

@@ -1,0 +1,1 @@
+"""One file per claim: CLAIM, CAPTION, Config, QUICK, measure(), judge(), draw()."""

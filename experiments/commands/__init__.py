@@ -1,0 +1,1 @@
+"""One file per subcommand of gapsim, and what they share."""

@@ -1,0 +1,139 @@
+"""One look for every figure, and files that are byte-identical when the numbers are.
+
+The look is written down as rules that a figure passes or fails: tests/style_rules.py. A `draw` makes a figure of one or
+two columns from a dataset, gives each series its colour together with its marker (`series`), and returns
+`lettered(figure)`; its module's CAPTION says what the bars, bands and grey lines are.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
+SMALL = 6  # points; for crowded legends and for names beside points
+# Okabe & Ito (2008): distinguishable with any colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^vDP"  # one per colour: a grey print tells the series apart too
+CONTROL = "#8A8A8A"
+STYLE = Path(__file__).with_name("gapsim.mplstyle")
+# Figures that belong to no claim: the module that draws them, and the stem of the numbers that they show.
+OTHERS = dict(
+    real_embeddings=("real_embeddings.study_page", "real_embeddings"),
+    performance=("bench.tables", "performance"),
+    cost_model=("bench.cost_model", "performance"),
+)
+
+
+def series(index: int, **changes) -> dict[str, Any]:
+    """Colour and marker of the index-th series of a panel, with what is to be different."""
+    return dict(color=COLORS[index], marker=MARKERS[index]) | changes
+
+
+def band(axis, at, values, color, label=None, **look):
+    """Mean over the first axis of `values` [seed, at] with ± 2 standard errors as a band."""
+    mean, error = mean_and_bars(values)
+    axis.plot(at, mean, color=color, label=label, **look)
+    axis.fill_between(at, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
+
+
+def points(axis, at, values, label=None, **look):
+    """The same as points with bars, joined by a line."""
+    mean, error = mean_and_bars(values)
+    axis.errorbar(at, mean, error, label=label, **look)
+
+
+def mean_and_bars(values):
+    """Mean over the first axis of `values` [seed, ...] and twice its standard error."""
+    return values.mean(axis=0), 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+
+
+def legend_above(figure, *axes, **options):
+    """One legend over all panels, of what is labelled in `axes`."""
+    entries = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    return figure.legend(entries.values(), entries, loc="outside upper center", **options)
+
+
+def panels(figure) -> list:
+    """The axes that show data, in reading order; neither colour bars nor second axes of a panel."""
+    shown = [axis for axis in figure.axes if axis.get_label() != "<colorbar>" and axis.get_subplotspec() is not None]
+    return sorted(shown, key=lambda axis: (axis.get_subplotspec().rowspan.start, axis.get_subplotspec().colspan.start))
+
+
+def lettered(figure):
+    """(a), (b), … before the titles of a figure with several panels, at the left of each; returns the figure."""
+    shown = panels(figure)
+    for axis, letter in zip(shown, "abcdefghijklmnopqrstuvwxyz", strict=False):
+        if len(shown) > 1:
+            axis.set_title(f"({letter}) {axis.get_title('left')}".strip(), loc="left")
+    return figure
+
+
+def source(name: str) -> tuple[ModuleType, str]:
+    """The module with `draw` and `CAPTION` of a figure, and the stem of its numbers."""
+    module, stem = OTHERS.get(name, (f"claims.{name}", name))
+    return importlib.import_module(f"experiments.{module}"), stem
+
+
+def find(names: tuple[str, ...], folder: Path) -> list[str]:
+    """Figures by id or name; for none, all whose numbers are in the folder: the claims in their order, then the others.
+
+    Raises ValueError for an unknown name.
+    """
+    from experiments import catalogue
+
+    claims = tuple(name for name in names if name not in OTHERS)
+    found = catalogue.find(claims) if claims or not names else []
+    found += [name for name in OTHERS if name in names or not names]
+    return found if names else [name for name in found if (folder / f"{OTHERS.get(name, (0, name))[1]}.nc").exists()]
+
+
+def files(out: Path | None, results: Iterable[str], figures: Iterable[str]) -> list[Path]:
+    """The files of a folder that receive results and figures; none without a folder."""
+    names = [f"{stem}.nc" for stem in results] + [f"{name}.{kind}" for name in figures for kind in ("pdf", "png")]
+    return [] if out is None else [out / name for name in names]
+
+
+def redraw(name: str, folder: Path, out: Path | None = None) -> list[Path]:
+    """Draw the stored numbers of a figure again, into the same folder or another; returns the two paths."""
+    from simulator.store import load_dataset
+
+    module, stem = source(name)
+    path = folder / f"{stem}.nc"
+    try:
+        data = load_dataset(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; name the folder that holds it with --results") from error
+    except Exception as error:  # whatever is wrong with a file
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
+    return save_figure(module.draw, data, (out or folder) / name)
+
+
+def save_figure(draw, dataset, path: Path) -> list[Path]:
+    """Draw a dataset and write PDF and PNG beside each other; returns the two paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from simulator.files import whole_file
+
+    with plt.style.context(STYLE):
+        figure = draw(dataset)
+        for axis in figure.axes:
+            if not axis.has_data() and axis.axison:
+                raise ValueError(f"{path.name}: a panel is empty; the dataset lacks what it shows")
+        written = []
+        for suffix, metadata in ((".pdf", dict(CreationDate=None, ModDate=None)), (".png", dict(Software=None))):
+            target = path.with_name(path.name + suffix)
+            with whole_file(target) as draft:
+                figure.savefig(draft, metadata=metadata)
+            written.append(target)
+        plt.close(figure)
+    return written

@@ -1,0 +1,1 @@
+"""The study of real embeddings, and its figure."""

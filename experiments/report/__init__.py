@@ -1,0 +1,1 @@
+"""The page, the story, the disputes, and the tables of the README."""
