@@ -278,7 +278,8 @@ LIMIT = 2 * 2**30  # bytes
 
 MEASURED = """
 import resource, sys
-from experiments import _diagnose, _page
+from experiments.commands import diagnosis
+from experiments.report import diagnosis_page
 from experiments.__main__ import main
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024

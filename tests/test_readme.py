@@ -147,10 +147,10 @@ def test_the_pages_are_those_of_the_code():
     assert readme_tables.agree(readme_tables.between(README, "main job"), readme_tables.main_job_table()), wanted
     assert readme_tables.agree(readme_tables.between(README, "main ledger"), readme_tables.main_job_ledger()), wanted
     assert readme_tables.between(README, "story") == readme_tables.shown(
-        readme_tables._story, "story.png", readme_tables.STORY
+        readme_tables.stories, "story.png", readme_tables.STORY
     ), wanted
     assert readme_tables.between(README, "animation") == readme_tables.shown(
-        readme_tables._animation, "emergence.gif", readme_tables.ANIMATION
+        readme_tables.animations, "emergence.gif", readme_tables.ANIMATION
     ), wanted
     assert readme_tables.between(README, "reasons") == readme_tables.reasons(), wanted
     assert readme_tables.between(README, "bench") == tables.markdown(

@@ -73,7 +73,7 @@ def diagnose(
       progress: show bars on standard error.
 
     Returns:
-      dict: the names of `_page.EXPLANATIONS` (with _x for the gallery and _y for the queries where a measure has both), None
+      dict: the names of `diagnosis_page.EXPLANATIONS` (with _x for the gallery and _y for the queries where a measure has both), None
       where one is not defined; sampled: {name: rows, of, standard_error} for every number that is not exact on all
       rows; warnings, summary: sentences; curves: what the page draws.
 
