@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 from importlib.metadata import version
@@ -46,6 +47,20 @@ def pytest_sessionstart(session):
         for (_, _, file), left in zip(files, np.cumsum([size for _, size, _ in files][::-1])[::-1], strict=True):
             if left > KEPT:
                 file.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile, a claim of the battery goes to the worker of its own file, which asks for the same measurement."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class WithItsFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(re.sub(r"test_every_claim\.py::test_claim\[(\w+)\]", r"test_\1.py", nodeid))
+
+    return WithItsFile(config, log)
 
 
 ROOM = 1_000_000_000  # bytes that a process may keep after a test; 2 GB are for the largest test on top

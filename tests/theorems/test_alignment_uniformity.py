@@ -1,4 +1,4 @@
-"""P9: alignment and uniformity; the near misses of each row are judged in check_claim."""
+"""P9: alignment and uniformity; the near misses of each row are judged in test_every_claim."""
 
 import mpmath
 import numpy as np
@@ -13,12 +13,6 @@ from experiments.claims.alignment_uniformity import (
     uniform_rows,
 )
 from simulator.theory import landscapes, limits
-from tests.theorems.common import check_claim
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("alignment_uniformity", tmp_path)
 
 
 def test_optimum_on_the_ordinary_sphere():

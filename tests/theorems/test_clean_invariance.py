@@ -1,10 +1,6 @@
-"""C5 and the exact controls of C6; the negative control of each row is judged in check_claim."""
+"""C5 and the exact controls of C6; the negative control of each row is judged in test_every_claim."""
 
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("clean_invariance", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_controls_change_decisions_and_exact_noises_none():

@@ -6,11 +6,7 @@ import pytest
 from experiments.claims import collapse_controls
 from experiments.setups.trends import trend
 from simulator.theory.towers import great_circle_frames
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("collapse_controls", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_no_angle_turns_the_gap_back():

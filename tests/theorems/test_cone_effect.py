@@ -1,4 +1,4 @@
-"""P1: random layers make a cone; the near misses of each row are judged in check_claim."""
+"""P1: random layers make a cone; the near misses of each row are judged in test_every_claim."""
 
 import dataclasses
 
@@ -13,12 +13,7 @@ from experiments.claims import cone_effect
 from experiments.setups.random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
 from simulator.store import load_dataset
 from simulator.theory import cones
-from tests.theorems.common import FIGURES, check_claim, quick_measurement
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("cone_effect", tmp_path)
+from tests.theorems.common import FIGURES, quick_measurement
 
 
 def expectation(function, rho, variances=(1.0, 1.0), steps=1200, reach=9.0):

@@ -1,4 +1,4 @@
-"""P11; the negative control of each row is judged in check_claim."""
+"""P11; the negative control of each row is judged in test_every_claim."""
 
 import dataclasses
 
@@ -11,13 +11,9 @@ from experiments.claims import constant_gap
 from experiments.claims.constant_gap import Config, descend, start
 from simulator.store import load_dataset
 from simulator.theory.constant_gap import predicted_log_closing
-from tests.theorems.common import FIGURES, check_claim, quick_measurement
+from tests.theorems.common import FIGURES, quick_measurement
 
 SMALL = Config(num_pairs=12, blocks=(3, 5, 7))
-
-
-def test_claim(tmp_path):
-    check_claim("constant_gap", tmp_path)
 
 
 def test_start_is_random_in_one_block_each_and_constant_elsewhere(rng):

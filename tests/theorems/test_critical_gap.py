@@ -1,4 +1,4 @@
-"""N1: the critical gap; the near misses of each row are judged in check_claim."""
+"""N1: the critical gap; the near misses of each row are judged in test_every_claim."""
 
 import dataclasses
 
@@ -10,11 +10,6 @@ from experiments.claims.critical_gap import QUICK, _isotropic, defect_ratio, fas
 from experiments.setups.clusters import clouds
 from experiments.setups.tower_boundaries import crossing
 from simulator.theory import flows
-from tests.theorems.common import check_claim
-
-
-def test_claim(tmp_path):
-    check_claim("critical_gap", tmp_path)
 
 
 def test_thresholds_are_the_zeros_of_the_rates():

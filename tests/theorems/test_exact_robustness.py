@@ -1,4 +1,4 @@
-"""N4; the negative control of each row is judged in check_claim."""
+"""N4; the negative control of each row is judged in test_every_claim."""
 
 import itertools
 
@@ -12,11 +12,6 @@ from scipy.stats import ncx2
 import simulator as sim
 from experiments.claims import exact_robustness
 from simulator.theory.robustness import two_class_error, two_class_robustness
-from tests.theorems.common import check_claim
-
-
-def test_claim(tmp_path):
-    check_claim("exact_robustness", tmp_path)
 
 
 def precise_survival(s, dimensions, noncentrality):

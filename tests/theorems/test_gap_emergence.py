@@ -1,17 +1,10 @@
-"""C1; the negative control of each row is judged in check_claim."""
+"""C1; the negative control of each row is judged in test_every_claim."""
 
 from pathlib import Path
 
-import pytest
-
 from experiments.claims import gap_emergence
 from simulator.store import load_dataset
-from tests.theorems.common import check_claim, quick_measurement
-
-
-@pytest.mark.timeout(600)
-def test_claim(tmp_path):
-    check_claim("gap_emergence", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_both_outcomes_show_with_eight_seeds():

@@ -1,16 +1,12 @@
-"""C3; the negative control of each row is judged in check_claim."""
+"""C3; the negative control of each row is judged in test_every_claim."""
 
 import numpy as np
 import pytest
 
 from simulator.theory import freezing
-from tests.theorems.common import check_claim, quick_measurement
+from tests.theorems.common import quick_measurement
 
 TEMPERATURE = 0.3
-
-
-def test_claim(tmp_path):
-    check_claim("gap_freezing", tmp_path)
 
 
 def test_the_sphere_law_was_judged_on_badly_matched_pairs_too():

@@ -1,4 +1,4 @@
-"""P4: what a gap and a learned temperature conserve; the near misses of each row are judged in check_claim."""
+"""P4: what a gap and a learned temperature conserve; the near misses of each row are judged in test_every_claim."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from experiments.claims.learned_temperature import (
     shared_velocity,
 )
 from simulator.theory import invariants
-from tests.theorems.common import check_claim, quick_measurement
+from tests.theorems.common import quick_measurement
 
 SLOPES = dict(
     exponential=lambda s: s,
@@ -32,11 +32,6 @@ SCALES = dict(
     exponential=np.exp, softplus=lambda v: np.log1p(np.exp(v)), linear=lambda v: v, temperature=lambda v: 1 / v
 )
 _shared_velocity, _row_velocity = jax.jit(shared_velocity), jax.jit(row_velocity)
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("learned_temperature", tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

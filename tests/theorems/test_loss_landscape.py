@@ -1,4 +1,4 @@
-"""P2: the landscape on circles; the negative control of each row, a near miss, is judged in check_claim."""
+"""P2: the landscape on circles; the negative control of each row, a near miss, is judged in test_every_claim."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,14 +6,9 @@ import pytest
 
 from experiments.claims.loss_landscape import PUBLISHED, _loss, _swapped, loss_at, measured_latitude, on_circle
 from simulator.theory import landscapes
-from tests.theorems.common import check_claim, quick_measurement
+from tests.theorems.common import quick_measurement
 
 PAIRS = landscapes.circle_similarities(_swapped(), PUBLISHED)
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("loss_landscape", tmp_path)
 
 
 @pytest.mark.slow

@@ -1,14 +1,10 @@
-"""N2; the negative control of each row is judged in check_claim."""
+"""N2; the negative control of each row is judged in test_every_claim."""
 
 import numpy as np
 import pytest
 
 from simulator.theory import freezing, phase_one
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("phase_one_law", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_the_step_is_small_enough():

@@ -1,10 +1,6 @@
-"""C4 with N4 on top; the negative control of each row is judged in check_claim."""
+"""C4 with N4 on top; the negative control of each row is judged in test_every_claim."""
 
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("robustness_monotone", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_standard_errors_are_small_enough_for_the_figure():

@@ -1,4 +1,4 @@
-"""N5: every step of the proof against an independent computation; the rows of the ledger in check_claim."""
+"""N5: every step of the proof against an independent computation; the rows of the ledger in test_every_claim."""
 
 import mpmath
 import numpy as np
@@ -11,11 +11,7 @@ import simulator as sim
 from experiments.claims.robustness_per_query import mixed_queries, random_noncentralities
 from experiments.setups.galleries import random_classes
 from simulator.theory import monotonicity as theory
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("robustness_per_query", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 def test_the_averaged_counter_example_rises_and_falls_before_closure():

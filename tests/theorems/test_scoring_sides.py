@@ -1,4 +1,4 @@
-"""N8; the negative control of each row is judged in check_claim."""
+"""N8; the negative control of each row is judged in test_every_claim."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,7 @@ import simulator as sim
 from experiments.claims.scoring_sides import moved
 from experiments.setups.galleries import random_classes
 from simulator.theory.scoring import cosine_robustness
-from tests.theorems.common import check_claim, quick_measurement
-
-
-def test_claim(tmp_path):
-    check_claim("scoring_sides", tmp_path)
+from tests.theorems.common import quick_measurement
 
 
 @pytest.mark.parametrize("dimensions", [3, 30])

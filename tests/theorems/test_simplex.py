@@ -1,4 +1,4 @@
-"""P8: the simplex; the near misses of each row are judged in check_claim."""
+"""P8: the simplex; the near misses of each row are judged in test_every_claim."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,6 @@ import pytest
 import simulator as sim
 from experiments.claims.simplex import contrasts_loss, optimum, rows_with_gap, smallest
 from simulator.theory import landscapes
-from tests.theorems.common import check_claim
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("simplex", tmp_path)
 
 
 def simplex(n: int) -> np.ndarray:

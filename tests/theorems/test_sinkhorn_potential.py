@@ -1,4 +1,4 @@
-"""N3; the negative control of each row is judged in check_claim."""
+"""N3; the negative control of each row is judged in test_every_claim."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,8 @@ import pytest
 import simulator as sim
 from experiments.claims.sinkhorn_potential import soft_pairing
 from simulator.theory.potentials import residuals_along_gap, second_order_residuals, sinkhorn_potentials
-from tests.theorems.common import check_claim
 
 TEMPERATURE = 0.2
-
-
-def test_claim(tmp_path):
-    check_claim("sinkhorn_potential", tmp_path)
 
 
 def test_scaling_has_the_form_and_the_marginals(rng):

@@ -16,12 +16,6 @@ from experiments.setups.tower_discrepancies import STEPS, from_orbit
 from simulator.flow import velocity
 from simulator.theory import towers
 from simulator.theory.flows import critical_angle, mode_rates_sphere
-from tests.theorems.common import check_claim
-
-
-@pytest.mark.slow
-def test_claim(tmp_path):
-    check_claim("tower_compression", tmp_path)
 
 
 def in_frames(rows, frames):
