@@ -1,19 +1,16 @@
 """Settings of the site: `make docs` builds it into docs/_build, with warnings as errors."""
 
 import sys
-from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+import simulator  # noqa: E402
 
 project = "Modality-gap simulator"
 author = "The modality-gap-simulator developers"
 copyright = author
-try:
-    release = metadata.version("modality-gap-simulator")
-except metadata.PackageNotFoundError:  # built from a checkout that is not installed
-    release = "0.1.0"
+release = simulator.__version__
 
 extensions = [
     "myst_nb",
@@ -22,7 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",  # formulas are set without a network
     "sphinx_copybutton",
-    "claim",
+    "stored",
     "docstrings",
 ]
 exclude_patterns = ["_build", "_ext"]

@@ -3,6 +3,8 @@
 These names are the public interface. `x` is the gallery modality (what is retrieved), `y` the query modality.
 """
 
+import importlib.metadata
+
 from simulator.claims import Check, Claim, Row
 from simulator.data import Digits, LatentPairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
@@ -16,6 +18,11 @@ from simulator.robustness import Estimate, GaussianNoise, Quantization, measured
 from simulator.sweep import load_sweep, sweep
 from simulator.theory.robustness import exact_robustness
 from simulator.training import Run, train
+
+try:
+    __version__ = importlib.metadata.version("modality-gap-simulator")
+except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "MLP",

@@ -10,17 +10,16 @@ import pytest
 
 import simulator as sim
 from experiments import catalogue
-from tests.test_readme import BLOCK, TUTORIAL, commands, tutorial
+from experiments.report.disputes import DISPUTES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+ON_A_CODE_HOST = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<head>[^\n]*)\n(?P<body>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?!\{)|\{(?:code|eval-rst|math)")  # the head of a fence that holds no prose
 MATHEMATICS = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Minutes each; the tests of the README, of the ledger and of the report run them.
-ELSEWHERE = ("make run", "source .venv/bin/activate", "gapsim verify C4 --quick", "gapsim report")
 
 
 def prose(text: str) -> str:
@@ -44,19 +43,20 @@ def anchors(text: str) -> set[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """The links of a page that lead nowhere."""
-    known, bad = set().union(*(labels(path.read_text()) for path in PAGES)), []
+    """The links of a page that lead nowhere; the targets of `labels` are known to the site alone."""
+    known, bad, on_site = set().union(*(labels(path.read_text()) for path in PAGES)), [], DOCS in page.parents
     for target in re.findall(r"\]\(<?([^)\s>]+)>?\)", prose(text)):
         file, _, anchor = target.partition("#")
         goal = (page.parent / file).resolve() if file else page
-        if target.startswith(("https://", "http://")) or target.removeprefix("#") in known:
+        if target.startswith(("https://", "http://")) or (on_site and target.removeprefix("#") in known):
             continue
-        if not goal.exists() or (anchor and anchor not in anchors(goal.read_text() if file else text)):
+        there = goal.read_text() if file and anchor and goal.exists() else text
+        if not goal.exists() or (anchor and anchor not in anchors(there) - (set() if on_site else labels(there))):
             bad.append(target)
     return bad
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [*ON_A_CODE_HOST, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_resolve(page):
     assert not broken(page, page.read_text())
 
@@ -67,6 +67,9 @@ def test_a_broken_link_is_seen():
     text = "[a](first-hour.md) [b](nowhere.md) [c](first-hour.md#read-a-ledger) [d](first-hour.md#nowhere) [e](#no-target)\n"
     note = "```{note}\n[f](gone.md)\n```\n```python\nx[0](none.md)\n```\n`[g](code.md)` $[h](formula)$\n"
     assert broken(page, text + note) == ["nowhere.md", "first-hour.md#nowhere", "#no-target", "gone.md"]
+    target = "docs/theory/tight-clusters.md#theory-c2"
+    assert broken(ROOT / "README.md", f"[h]({target})") == [target]
+    assert not broken(page, f"[h]({target.removeprefix('docs/')})")
 
 
 def test_every_claim_has_its_page():
@@ -79,6 +82,11 @@ def test_every_claim_has_its_page():
         assert f"({stem}.md)" in listed, stem
 
 
+def test_every_dispute_has_its_question():
+    sections = re.findall(r"^## (.*)\n\n```\{dispute\} (\w+)$", (DOCS / "disputes.md").read_text(), re.MULTILINE)
+    assert sections == [(dispute.question, dispute.name) for dispute in DISPUTES]
+
+
 def test_every_public_name_and_every_prediction_has_its_place():
     shown = re.findall(
         r"auto(?:class|function):: simulator\.(\w+)$", "".join(p.read_text() for p in PAGES), re.MULTILINE
@@ -87,11 +95,6 @@ def test_every_public_name_and_every_prediction_has_its_place():
     topics = {path.stem for path in (ROOT / "simulator" / "theory").glob("*.py")} - {"__init__"}
     predictions = (DOCS / "api" / "predictions.md").read_text()
     assert set(re.findall(r"automodule:: simulator\.theory\.(\w+)$", predictions, re.MULTILINE)) == topics
-
-
-def test_the_site_explains_the_readme_s_tutorial():
-    example = tutorial().removeprefix(f"# {TUTORIAL}\n")
-    assert example in (DOCS / "howto" / "write-a-claim.md").read_text()
 
 
 @pytest.fixture
@@ -115,21 +118,3 @@ def test_notebooks_run(typed, name):
     cells = CELL.findall((DOCS / "notebooks" / f"{name}.md").read_text())
     assert len(cells) > 2
     run("-c", "\n".join(cells))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pages", [("first-hour", "howto/own-embeddings"), ("howto/sweep",), ("howto/results",)])
-def test_what_a_page_prints_runs(typed, pages):
-    """In order, in one folder: files, Python, and commands but for what takes minutes and is typed elsewhere."""
-    folder, run = typed
-    for page in pages:
-        for language, text in BLOCK.findall((DOCS / f"{page}.md").read_text()):
-            if language == "toml":
-                (folder / "grid.toml").write_text(text)
-            elif language == "python":
-                run("-c", text)
-            else:
-                for line in commands(text):
-                    if not line.startswith(ELSEWHERE):
-                        assert line.startswith("gapsim "), line
-                        run("-m", "experiments", *line.split()[1:])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_every_public_name_is_exported_and_explained():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_citations_name_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert sim.__version__ in (version, "0+unknown")  # the second where the project is not installed
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}," in (ROOT / "README.md").read_text()
 
 
 def test_predictions_never_call_what_they_predict():

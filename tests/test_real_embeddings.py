@@ -231,12 +231,12 @@ def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatc
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nc")] == ["results/real_embeddings.nc"]
 
 
-def test_the_readme_says_the_held_out_numbers_and_whose_queries_they_are():
+def test_the_page_says_the_held_out_numbers_and_whose_queries_they_are():
     from simulator.store import load_dataset
 
     root = Path(__file__).parents[1]
     here = load_dataset(root / "figures" / "real_embeddings.nc").robustness.sel(gallery="ImageNet, K = 1000")
-    said = " ".join((root / "README.md").read_text().split())
+    said = " ".join((root / "docs" / "howto" / "own-embeddings.md").read_text().split())
     open_, scalar, linear = (f"{float(here.sel(rule=r)):.2f}"[1:] for r in ("as it is", "centred", "optimal"))
     assert f'("centred") raises robustness from {open_} to {scalar} with no decision changed' in said
     assert (

@@ -131,7 +131,7 @@ def store(data, out: Path) -> None:
 
 
 def markdown(data) -> str:
-    """The README's table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
+    """The table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
     lines: list[str] = []
     number = lambda m, low, high: f"{m:.3g} ({low:.3g}–{high:.3g})"  # noqa: E731
     percent = lambda m, low, high: f"{m:.0%} ({low:.0%}–{high:.0%})"  # noqa: E731

@@ -1,54 +1,62 @@
-"""Directives that show stored results: `claim`, a claim judged by its own `judge`, and `bench`, the table of rates."""
+"""Directives that show stored results: `claim`, a claim judged by its own `judge`; `dispute`, a question with its answer;
+`shown`, a figure with the caption of the module that draws it; `bench`, the table of rates."""
 
+import importlib
 from pathlib import Path
+from typing import ClassVar
 
 from docstrings import CITED, STATEMENT, theory_targets
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
 from experiments import catalogue
 from experiments.bench import tables as bench
+from experiments.report.disputes import DISPUTES
 from simulator.store import load_dataset
 
 FIGURES = Path(__file__).parents[2] / "figures"
 HEADER = ("check", "predicted", "measured", "error", "tolerance", "verdict", "near miss, which must fail")
 
 
-class ClaimDirective(SphinxDirective):
-    """`{claim} C4`: statement, assumptions, source, figure, prediction beside measurement, near misses, command."""
+class StoredResult(SphinxDirective):
+    """What all of them need: paragraphs and published figures."""
+
+    def paragraph(self, text: str):
+        return nodes.paragraph("", "", *inline(text, set(), self.env.docname))
+
+    def figure(self, file: str, alt: str, caption: str, targets: set[str]):
+        """A published figure with its caption."""
+        self.env.note_dependency(str(FIGURES / file))
+        up = "../" * (self.env.docname.count("/") + 1)
+        figure = nodes.figure("", nodes.image(uri=f"{up}figures/{file}", alt=alt))
+        figure += nodes.caption("", "", *inline(caption, targets, self.env.docname))
+        return figure
+
+
+class ClaimDirective(StoredResult):
+    """`{claim} C4`: statement, assumptions, source, figure, prediction beside measurement, near misses."""
 
     required_arguments = 1
 
     def run(self):
         (stem,) = catalogue.find((self.arguments[0],))
         module, numbers = catalogue.load(stem), FIGURES / f"{stem}.nc"
-        for path in (module.__file__, numbers, FIGURES / f"{stem}.png"):
+        for path in (module.__file__, numbers):
             self.env.note_dependency(str(path))
         rows = catalogue.judge(stem, load_dataset(numbers), 0.0)
         claim, targets = module.CLAIM, theory_targets(Path(self.env.srcdir))
         facts = [("Statement", claim.statement), ("Assumes", claim.assumes), ("Source", claim.source)]
-        figure = nodes.figure("", nodes.image(uri=self._image(stem), alt=claim.title))
-        figure += nodes.caption("", "", *inline(module.CAPTION, targets, self.env.docname))
-        figure += nodes.legend("", self._paragraph(f"Redraw from stored numbers: `gapsim figures {stem}`."))
-        command = (
-            f"gapsim verify {claim.id} --quick    # small settings\ngapsim verify {claim.id}            # as above"
-        )
+        figure = self.figure(f"{stem}.png", claim.title, module.CAPTION, targets)
+        figure += nodes.legend("", self.paragraph(f"Redraw from stored numbers: `gapsim figures {stem}`."))
         return [
             definitions(facts, targets, self.env.docname),
             figure,
-            self._paragraph(f"Prediction beside measurement, from `figures/{stem}.nc`:"),
+            self.paragraph(f"Prediction beside measurement, from `figures/{stem}.nc`:"),
             table(rows),
             *self._reasons(rows),
-            nodes.literal_block(command, command, language="bash"),
         ]
-
-    def _image(self, stem: str) -> str:
-        up = "../" * (self.env.docname.count("/") + 1)
-        return f"{up}figures/{stem}.png"
-
-    def _paragraph(self, text: str):
-        return nodes.paragraph("", "", *inline(text, set(), self.env.docname))
 
     def _reasons(self, rows):
         """What stands beside a row that does not simply hold: its condition and the size of the effect."""
@@ -60,8 +68,38 @@ class ClaimDirective(SphinxDirective):
             if row["five_percent_off"].startswith("passes"):
                 parts.append(f"a prediction 5 % off {row['five_percent_off']}")
             name = row["check"].rsplit(" [", 1)[0]
-            items.append(nodes.list_item("", self._paragraph(f"{name}: {'; '.join(parts)}.")))
-        return [self._paragraph("Conditions and sizes:"), nodes.bullet_list("", *items)] if items else []
+            items.append(nodes.list_item("", self.paragraph(f"{name}: {'; '.join(parts)}.")))
+        return [self.paragraph("Conditions and sizes:"), nodes.bullet_list("", *items)] if items else []
+
+
+class DisputeDirective(StoredResult):
+    """`{dispute} flat`: the answer in one line, computed from stored numbers, its figure, and the claims that speak to it."""
+
+    required_arguments = 1
+
+    def run(self):
+        (dispute,) = (each for each in DISPUTES if each.name == self.arguments[0])
+        for stem in dispute.stems:
+            self.env.note_dependency(str(FIGURES / f"{stem}.nc"))
+        pages = {catalogue.load(stem).CLAIM.id: f"/claims/{stem}.md" for stem in catalogue.stems()}
+        claims = ", ".join(f"[{name}]({pages[name]})" for name in dispute.claims)
+        return [
+            self.paragraph(dispute.answer(FIGURES)),
+            self.figure(f"dispute_{dispute.name}.png", dispute.question, dispute.caption, set()),
+            *self.parse_text_to_nodes(f"The claims: {claims}."),
+        ]
+
+
+class ShownDirective(StoredResult):
+    """`{shown} figure.png` with the options `module`, whose CAPTION is shown under it, and `alt`."""
+
+    required_arguments = 1
+    option_spec: ClassVar = dict(module=directives.unchanged_required, alt=directives.unchanged_required)
+
+    def run(self):
+        module = importlib.import_module(self.options["module"])
+        self.env.note_dependency(module.__file__)
+        return [self.figure(self.arguments[0], self.options["alt"], module.CAPTION, set())]
 
 
 class BenchDirective(SphinxDirective):
@@ -134,5 +172,7 @@ def line_of(cells):
 def setup(app):
     """Register the directives."""
     app.add_directive("claim", ClaimDirective)
+    app.add_directive("dispute", DisputeDirective)
+    app.add_directive("shown", ShownDirective)
     app.add_directive("bench", BenchDirective)
     return dict(parallel_read_safe=True)
