@@ -191,8 +191,8 @@ def _use_all_cores(*, only_sweeps: bool = False, least: int = 1):
 
     import jax
 
-    from simulator.compiler import use_flags
-    from simulator.engine import cache_folder
+    from simulator.training.compiler import use_flags
+    from simulator.training.engine import cache_folder
 
     flags = ["--xla_cpu_prefer_vector_width=512"] + ["--xla_cpu_multi_thread_eigen=false"] * only_sweeps
     use_flags(*flags, memory=cache_folder() / "xla_flags.json")
@@ -216,7 +216,7 @@ def _run(command: Run) -> int:
     from experiments import catalogue, plotting
     from experiments.claims import gap_emergence
     from experiments.report import pages
-    from simulator.files import require_outputs
+    from simulator.storage.files import require_outputs
 
     require_outputs([command.out / pages.PAGE, *plotting.files(command.out, catalogue.MAIN_JOB, catalogue.MAIN_JOB)])
     rows = []
@@ -248,7 +248,7 @@ def _conclude(rows: list[dict[str, Any]]) -> int:
 def _verify(command: Verify) -> int:
     _use_all_cores()
     from experiments import catalogue, plotting
-    from simulator.files import require_outputs
+    from simulator.storage.files import require_outputs
 
     rows, stems = [], catalogue.find(command.claims)
     require_outputs([command.json, *plotting.files(command.out, stems, stems)])
@@ -278,7 +278,7 @@ def plotting(command: Figures) -> int:
     require_device()
     from experiments import plotting
     from experiments.report import disputes, stories
-    from simulator.files import require_outputs
+    from simulator.storage.files import require_outputs
 
     results, out = command.results or command.out or _stored(), command.out or RESULTS
     found = plotting.find(command.claims, results)
@@ -316,7 +316,7 @@ def sweeping(command: Sweep) -> int:
 def tables(command: Bench) -> int:
     from experiments import plotting
     from experiments.bench import tables, turns
-    from simulator.files import require_outputs
+    from simulator.storage.files import require_outputs
 
     out = None if command.quick else command.out  # the figures need every point
     require_outputs([command.json, *plotting.files(out, ["performance"], ["performance", "cost_model"])])

@@ -48,9 +48,9 @@ def find(names: tuple[str, ...]) -> list[str]:
 def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progress: bool = True):
     """Measure one claim; store the dataset and the figure under `out` unless it is None. Returns (dataset, seconds)."""
     from experiments.plotting import save_figure
-    from simulator.engine import release_programs
-    from simulator.identity import describe_config
-    from simulator.store import provenance, save_dataset
+    from simulator.storage.identity import describe_config
+    from simulator.storage.results import provenance, save_dataset
+    from simulator.training.engine import release_programs
 
     release_programs()
     module = load(stem)

@@ -11,7 +11,7 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-OURS = {"simulator": "engine.py", "experiments": "catalogue.py"}  # package -> a file that tells it from another's
+OURS = {"simulator": "streaming.py", "experiments": "catalogue.py"}  # package -> a file that tells it from another's
 
 
 def home() -> Path | None:

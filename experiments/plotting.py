@@ -102,7 +102,7 @@ def files(out: Path | None, results: Iterable[str], figures: Iterable[str]) -> l
 
 def redraw(name: str, folder: Path, out: Path | None = None) -> list[Path]:
     """Draw the stored numbers of a figure again, into the same folder or another; returns the two paths."""
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     module, stem = source(name)
     path = folder / f"{stem}.nc"
@@ -122,7 +122,7 @@ def save_figure(draw, dataset, path: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from simulator.files import whole_file
+    from simulator.storage.files import whole_file
 
     with plt.style.context(STYLE):
         figure = draw(dataset)

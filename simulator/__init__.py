@@ -6,18 +6,18 @@ These names are the public interface. `x` is the gallery modality (what is retri
 import importlib.metadata
 
 from simulator.claims import Check, Claim, Row
+from simulator.closing.closer import GapCloser
+from simulator.closing.index import Index
 from simulator.data import Digits, LatentPairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
-from simulator.experiment import Experiment
-from simulator.flow import gradient_flow
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
-from simulator.index import Index
 from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
-from simulator.postprocess import GapCloser
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
-from simulator.sweep import load_sweep, sweep
 from simulator.theory.robustness import exact_robustness
-from simulator.training import Run, train
+from simulator.training.experiment import Experiment
+from simulator.training.flow import gradient_flow
+from simulator.training.runs import Run, train
+from simulator.training.sweep import load_sweep, sweep
 
 try:
     __version__ = importlib.metadata.version("modality-gap-simulator")

@@ -15,8 +15,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from simulator.losses import Similarity, logits, normalize_rows, similarity_matrix
-from simulator.precision import mean_floor
-from simulator.scaling import exponents, times_power, widened
+from simulator.numerics.precision import mean_floor
+from simulator.numerics.scaling import exponents, times_power, widened
 from simulator.validation import require_boolean, require_number, require_paired, require_same_width
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simulator.losses import SIMILARITIES, Similarity, similarity_matrix
-from simulator.units import Problem, in_own_units, require_bias
+from simulator.numerics.units import Problem, in_own_units, require_bias
 from simulator.validation import (
     require_integer,
     require_labels,
@@ -154,7 +154,7 @@ def measured_robustness(
 
     Returns:
       Estimate, all shares between 0 and 1. The draws have the precision of the wider input (float32 unless JAX runs in
-      64-bit mode); scores are float64, of rows in units of their own (`simulator.units`).
+      64-bit mode); scores are float64, of rows in units of their own (`simulator.numerics.units`).
 
     Raises:
       ValueError: shapes that do not fit, NaN rows, labels that are not gallery rows, noise directions of another

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator import precision
 from simulator.losses import Similarity
+from simulator.numerics import precision
 from simulator.validation import require_memory
 
 Source = Callable[[], Iterator[np.ndarray]]

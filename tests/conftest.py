@@ -18,8 +18,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from simulator.compiler import use_flags
-from simulator.engine import release_programs
+from simulator.training.compiler import use_flags
+from simulator.training.engine import release_programs
 from tests.processes import COMPILED
 
 # Most of the time here is compiling: half the effort of the compiler is enough for small arrays. JAX reads this when it computes first.

@@ -30,17 +30,9 @@ from mutant_runs import CACHE, LOG, PYTEST, Chosen, forked, prepared, record
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.tsv")
 MODULES = (
-    *(
-        "theory/robustness",
-        "certificate",
-        "postprocess",
-        "losses",
-        "theory/noisy_distance",
-        "units",
-        "precision",
-        "index",
-    ),
-    *("directions", "theory/*", "robustness", "scaling", "streaming", "geometry"),
+    *("theory/robustness", "closing/certificate", "closing/closer", "losses/contrastive", "theory/noisy_distance"),
+    *("numerics/units", "numerics/precision", "closing/index", "closing/directions", "theory/*", "robustness"),
+    *("numerics/scaling", "streaming", "geometry"),
 )
 KINDS = (  # operators of one kind replace each other
     {"Add", "Sub", "Mul", "Div", "FloorDiv", "Pow"},

@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 import simulator as sim
 from experiments import plotting
 from experiments.report import animations, stories
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests import style_rules
 
 FIGURES = Path(__file__).parents[1] / "figures"

@@ -8,8 +8,8 @@ import pytest
 import simulator as sim
 from experiments.setups.galleries import nearest_rows, random_classes, unit_rows
 from simulator import streaming
-from simulator.certificate import add_counts, certify_cosine, quantization_effects
-from simulator.precision import equal_rows
+from simulator.closing.certificate import add_counts, certify_cosine, quantization_effects
+from simulator.numerics.precision import equal_rows
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_closing_by_nothing_raises_nothing(full_rank, arrays):
 
 
 def test_the_error_of_the_gain_is_that_of_the_differences(arrays, monkeypatch):
-    monkeypatch.setattr("simulator.postprocess.ROBUSTNESS_QUERIES", 25)
+    monkeypatch.setattr("simulator.closing.closer.ROBUSTNESS_QUERIES", 25)
     gallery, queries = arrays
     closer = sim.GapCloser().fit(gallery, queries)
     found = closer.certificate(gallery, queries, sigma=0.1)

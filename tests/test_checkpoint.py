@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator.checkpoint import Checkpoint
+from simulator.storage.checkpoints import Checkpoint
 from tests.processes import ENVIRONMENT, assert_equal, finish, load
 
 LONG_RUN = """
 import sys, jax, numpy as np, simulator as sim
-from simulator.checkpoint import Checkpoint
+from simulator.storage.checkpoints import Checkpoint
 experiment = sim.Experiment(
     data=sim.LatentPairs(None, latent_dim=4, dim_x=8, dim_y=8), encoder_x=sim.MLP(8, embed_dim=8),
     encoder_y=sim.MLP(8, embed_dim=8), batch_size=16, steps=20_000, eval_pairs=32, eval_points=6,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import catalogue
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "claims"

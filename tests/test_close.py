@@ -56,7 +56,7 @@ def test_rows_alone_and_plain_inner_products(files):
 
 def test_blocks_normalisation_and_named_arrays(files, monkeypatch):
     """The certificate of a file read by blocks is that of the arrays."""
-    from simulator import embeddings
+    from simulator.storage import embeddings
 
     monkeypatch.setattr(embeddings, "BLOCK_VALUES", 60)
     monkeypatch.setattr(closing, "TILE", 7)
@@ -71,7 +71,7 @@ def test_blocks_normalisation_and_named_arrays(files, monkeypatch):
 
 
 def test_more_queries_than_exact_robustness_takes(files, monkeypatch, capsys):
-    monkeypatch.setattr("simulator.postprocess.ROBUSTNESS_QUERIES", 20)
+    monkeypatch.setattr("simulator.closing.closer.ROBUSTNESS_QUERIES", 20)
     assert main(["close", "x.npy", "y.npy", "--out", "o.npz", "--sigma", "0.3", "--json", "c.json"]) == 0
     found = json.loads(Path("c.json").read_text())
     assert "20 random queries" in capsys.readouterr().out

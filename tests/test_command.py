@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from simulator.store import load_dataset, save_dataset
+from simulator.storage.results import load_dataset, save_dataset
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 import simulator as sim
-from simulator import compiler, engine, replica
-from simulator.compiler import jit, known_flags, known_options, use_flags
+from simulator.training import compiler, engine, replica
+from simulator.training.compiler import jit, known_flags, known_options, use_flags
 
 KNOWN, BOGUS = "--xla_cpu_multi_thread_eigen=false", "--xla_no_such_flag=1"
 VERSION = f"jaxlib {compiler.jaxlib.__version__}"

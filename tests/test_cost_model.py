@@ -14,8 +14,8 @@ from experiments.bench import cost_model
 from experiments.bench.cost_model import Machine, most_useful_shards, parameters, seconds, sharded_cost, step_cost
 from experiments.bench.engines import DIM_X, DIM_Y, WIDTH
 from simulator.losses import info_nce, normalize_rows
-from simulator.partition import ring_partition
-from simulator.store import load_dataset
+from simulator.losses.partition import ring_partition
+from simulator.storage.results import load_dataset
 
 GATHERING = {"all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter", "pgather"}
 STORED = Path(__file__).parents[1] / "figures" / "performance.nc"
@@ -61,7 +61,7 @@ def test_counted_parameters_are_those_that_are_trained():
     experiment = sim.Experiment(
         data=sim.LatentPairs(8, dim_x=DIM_X, dim_y=DIM_Y), encoder_x=tower, encoder_y=tower, batch_size=8
     )
-    from simulator.training import initial_params
+    from simulator.training.runs import initial_params
 
     leaves = jax.tree.leaves(initial_params(experiment, jax.random.split(jax.random.key(0), 1)))
     assert sum(leaf.size for leaf in leaves) == parameters(24)

@@ -5,7 +5,7 @@ import pytest
 
 import simulator as sim
 from simulator.data import draw_pairs, draw_world, held_out_config
-from simulator.experiment import replace_field
+from simulator.training.experiment import replace_field
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "sphere", "clusters"])

@@ -17,7 +17,7 @@ from experiments.__main__ import main
 from experiments.commands import diagnosis
 from experiments.plotting import save_figure
 from experiments.report import diagnosis_page
-from simulator import embeddings
+from simulator.storage import embeddings
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from scipy.io import netcdf_file
 from experiments import catalogue, plotting
 from experiments.__main__ import main
 from experiments.report import dispute_figures, disputes, stories
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests import style_rules
 
 FIGURES = Path(__file__).parents[1] / "figures"

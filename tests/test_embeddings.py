@@ -3,8 +3,8 @@ import importlib
 import numpy as np
 import pytest
 
-from simulator import embeddings
-from simulator.embeddings import Embeddings, load_embeddings, load_labels
+from simulator.storage import embeddings
+from simulator.storage.embeddings import Embeddings, load_embeddings, load_labels
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

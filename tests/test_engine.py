@@ -14,9 +14,9 @@ import pytest
 from jax.scipy.special import logsumexp
 
 import simulator as sim
-from simulator import engine, replica, training
 from simulator.data import take
-from simulator.training import calibrate, evaluation_steps, train_replicas
+from simulator.training import engine, replica, runs
+from simulator.training.runs import calibrate, evaluation_steps, train_replicas
 
 SMALL = dict(
     data=sim.LatentPairs(96, latent_dim=4, dim_x=8, dim_y=12), encoder_x=sim.MLP(16, embed_dim=8),
@@ -80,7 +80,7 @@ def test_results_do_not_depend_on_the_slices_of_time_or_the_number_of_blocks(mon
     keys = jax.random.split(jax.random.key(0), 4)
     whole = train_replicas(experiment, {}, keys, replicas_per_block=2)
     one = lambda start, stop, bar: ((np.int32(i), np.int32(i + 1)) for i in range(start, stop))  # noqa: E731
-    monkeypatch.setattr(training, "_slices", one)
+    monkeypatch.setattr(runs, "_slices", one)
     sliced = train_replicas(experiment, {}, keys, replicas_per_block=2)
     for left, right in zip(whole[0].values(), sliced[0].values(), strict=True):
         np.testing.assert_array_equal(left, right)
@@ -94,7 +94,7 @@ def test_the_number_of_devices_changes_no_bit():
     code = (
         "import sys, jax; jax.config.update('jax_num_cpu_devices', int(sys.argv[1]))\n"
         "import json, numpy as np, simulator as sim\n"
-        "from simulator.training import train_replicas\n"
+        "from simulator.training.runs import train_replicas\n"
         "e = sim.Experiment(data=sim.LatentPairs(64), encoder_x=sim.MLP(16), encoder_y=sim.MLP(16), batch_size=32, "
         "steps=50, eval_pairs=32, eval_points=3)\n"
         "h = train_replicas(e, {}, jax.random.split(jax.random.key(0), 7), replicas_per_block=2)[0]\n"
@@ -181,7 +181,7 @@ def test_slices_cover_the_steps_once():
             self.total += n
 
     bar = Bar()
-    pieces = list(training._slices(3, 1000, bar))
+    pieces = list(runs._slices(3, 1000, bar))
     assert pieces[0][0] == 3
     assert pieces[-1][1] == 1000
     assert all(a[1] == b[0] for a, b in zip(pieces[:-1], pieces[1:], strict=True))

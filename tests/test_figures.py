@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from experiments import plotting
 from experiments.commands import diagnosis
 from experiments.report import diagnosis_page
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests import style_rules
 
 ROOT = Path(__file__).parents[1]

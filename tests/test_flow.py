@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator.flow import velocity
+from simulator.training.flow import velocity
 
 
 def test_velocity_is_minus_n_times_the_gradient(rng):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from simulator.identity import describe_config, label, require_identified
+from simulator.storage.identity import describe_config, label, require_identified
 from tests.processes import ENVIRONMENT, ROOT
 
 HELPERS = """
@@ -221,7 +221,7 @@ def test_what_libraries_make_is_identified(user):
 
 SCRIPT = """
 import json, sys, mine
-from simulator.identity import describe_config
+from simulator.storage.identity import describe_config
 names = [name for name in vars(mine) if not name.startswith("_") and not isinstance(vars(mine)[name], type(sys))]
 print(json.dumps({name: describe_config(vars(mine)[name]) for name in names}))
 """

@@ -90,7 +90,7 @@ def test_faiss_takes_the_plain_export(case, arrays):
 
 def test_search_by_blocks(arrays, monkeypatch):
     gallery, queries = arrays
-    monkeypatch.setattr("simulator.index.LARGEST_BLOCK", 20)
+    monkeypatch.setattr("simulator.closing.index.LARGEST_BLOCK", 20)
     np.testing.assert_array_equal(fitted("centred", arrays).index(gallery).search(queries), nearest_rows(*arrays))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import simulator as sim
 from experiments import catalogue
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests.processes import run_and_count
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from simulator import engine
+from simulator.training import engine
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_no_git_no_home_no_name_and_jax_in_use(files):
         "pwd.getpwuid = nobody\n"
         "jax.devices()\n"
         "from experiments.__main__ import main, _use_all_cores\n"
-        "from simulator.store import provenance\n"
+        "from simulator.storage.results import provenance\n"
         "_use_all_cores()\n"
         "assert provenance()['commit'] == 'unknown'\n"
         "sys.exit(main(['diagnose', 'x.npy', 'y.npy']))",

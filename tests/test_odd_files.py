@@ -13,7 +13,7 @@ import pytest
 import simulator as sim
 from experiments.__main__ import main
 from simulator import streaming, validation
-from simulator.embeddings import load_embeddings, load_labels
+from simulator.storage.embeddings import load_embeddings, load_labels
 
 
 @pytest.fixture

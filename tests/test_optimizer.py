@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import simulator as sim
-from simulator.optimizer import make_optimizer
+from simulator.training.optimizer import make_optimizer
 
 STEPS = 300
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from simulator.files import require_outputs, whole_file
+from simulator.storage.files import require_outputs, whole_file
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_pipe_receives_the_file(files):
 def test_standard_output_that_is_a_file_keeps_what_was_printed(tmp_path, target):
     """`--json /dev/stdout > all.txt`."""
     script = (
-        "import sys; from pathlib import Path; from simulator.files import require_outputs, whole_file\n"
+        "import sys; from pathlib import Path; from simulator.storage.files import require_outputs, whole_file\n"
         f"require_outputs([Path({target!r})]); print('before')\n"
         f"with whole_file({target!r}) as draft: draft.write_text('json')\n"
         "print('after')"

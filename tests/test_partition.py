@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from simulator import partition
-from simulator.partition import log_partition
+from simulator.losses import partition
+from simulator.losses.partition import log_partition
 
 # 1,000 τ ≥ 1 covers logits up to 1e3 in size; 2·256 rows take the loop over blocks.
 TEMPERATURES = (1e-3, 1e-2, 0.1, 1.0, 10.0)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator import precision, streaming
-from simulator.precision import copies, equal_rows, roundoff_of, significant_bits
+from simulator import streaming
+from simulator.numerics import precision
+from simulator.numerics.precision import copies, equal_rows, roundoff_of, significant_bits
 
 DTYPES = dict(bfloat16=ml_dtypes.bfloat16, float16=np.float16, float32=np.float32, float64=np.float64)
 

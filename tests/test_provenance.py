@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import store
+from simulator.storage import results
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def repository(tmp_path, monkeypatch):
 
 
 def copy_of_store(folder):
-    """The module `simulator.store` from a copy in a folder."""
-    folder.mkdir(parents=True)
-    shutil.copy(store.__file__, folder)
-    spec = importlib.util.spec_from_file_location("copied", folder / "store.py")
+    """The module `simulator.storage.results` from a copy in a folder."""
+    (folder / "storage").mkdir(parents=True)
+    shutil.copy(results.__file__, folder / "storage")
+    spec = importlib.util.spec_from_file_location("copied", folder / "storage" / "results.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -67,7 +67,9 @@ def test_a_tracked_package_has_the_commit_of_its_repository(repository, tmp_path
     assert found == git("rev-parse", "HEAD") + "+"
     # A worktree is a checkout like any other.
     git("worktree", "add", "-q", str(tmp_path / "beside"), "-b", "beside")
-    spec = importlib.util.spec_from_file_location("beside", tmp_path / "beside" / "simulator" / "store.py")
+    spec = importlib.util.spec_from_file_location(
+        "beside", tmp_path / "beside" / "simulator" / "storage" / "results.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.provenance()["commit"] == git("rev-parse", "HEAD")
@@ -75,5 +77,5 @@ def test_a_tracked_package_has_the_commit_of_its_repository(repository, tmp_path
 
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
-    assert store.provenance()["commit"] == "unknown"
-    assert Path(store.__file__).exists()
+    assert results.provenance()["commit"] == "unknown"
+    assert Path(results.__file__).exists()

@@ -16,7 +16,7 @@ import tyro
 from experiments import catalogue
 from experiments.__main__ import Command
 from experiments.report import tables
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests.processes import run_and_count
 
 ROOT = Path(__file__).parents[1]

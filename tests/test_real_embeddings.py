@@ -197,7 +197,7 @@ def test_no_query_judges_a_rule_that_was_fitted_on_it(monkeypatch):
 
 
 def test_parts_are_measured_beside_what_is_stored_on_the_same_points(tmp_path, monkeypatch):
-    from simulator.store import load_dataset, save_dataset
+    from simulator.storage.results import load_dataset, save_dataset
 
     root = Path(__file__).parents[1]
     stored = load_dataset(root / "figures" / "real_embeddings.nc").load()
@@ -221,7 +221,7 @@ def test_parts_are_measured_beside_what_is_stored_on_the_same_points(tmp_path, m
 
 
 def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatch):
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     stored = load_dataset(Path(__file__).parents[1] / "figures" / "real_embeddings.nc").load()
     monkeypatch.chdir(tmp_path)
@@ -232,7 +232,7 @@ def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatc
 
 
 def test_the_page_says_the_held_out_numbers_and_whose_queries_they_are():
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     root = Path(__file__).parents[1]
     here = load_dataset(root / "figures" / "real_embeddings.nc").robustness.sel(gallery="ImageNet, K = 1000")
@@ -246,7 +246,7 @@ def test_the_page_says_the_held_out_numbers_and_whose_queries_they_are():
 
 
 def test_the_stored_figure_is_that_of_these_numbers():
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     folder = Path(__file__).parents[1] / "figures"
     data = load_dataset(folder / "real_embeddings.nc")

@@ -131,7 +131,7 @@ def test_every_claim_has_its_section_with_all_that_was_promised(page):
 
 
 def _stored(stem):
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     return load_dataset(FIGURES / f"{stem}.nc")
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from simulator.sweep import sweep
 
 import simulator as sim
-from simulator import resume
-from simulator.sweep import sweep
+from simulator.storage import sweeps
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_store_holds_what_memory_would_and_is_read_again(tmp_path, experiment,
     stored = sweep(experiment, store=tmp_path / "s", **arguments)
     for name, value in sweep(experiment, **arguments).items():
         np.testing.assert_array_equal(value, stored[name])
-    monkeypatch.setattr(sys.modules["simulator.sweep"], "train_replicas", None)  # nothing is trained again
+    monkeypatch.setattr(sys.modules["simulator.training.sweep"], "train_replicas", None)  # nothing is trained again
     again = sweep(experiment, store=tmp_path / "s", **arguments)
     assert again.identical(stored)
     assert json.loads(again.attrs["config"])["seeds"] == 3
@@ -95,7 +95,7 @@ def test_what_diverges_takes_nothing_with_it_and_is_trained_once(tmp_path, exper
     assert sweep(experiment, keep_diverged=True, **arguments).equals(stored)
     with pytest.raises(FloatingPointError, match=r"learning_rate = 1e\+30"):
         sweep(experiment, **arguments)
-    monkeypatch.setattr(sys.modules["simulator.sweep"], "train_replicas", None)  # nothing is trained again
+    monkeypatch.setattr(sys.modules["simulator.training.sweep"], "train_replicas", None)  # nothing is trained again
     with pytest.raises(FloatingPointError, match=says):
         sweep(experiment, store=tmp_path / "s", **arguments)
     assert sweep(experiment, store=tmp_path / "s", keep_diverged=True, **arguments).identical(stored)
@@ -118,10 +118,10 @@ def test_what_says_that_a_chunk_is_done_may_be_lost_as_well(tmp_path, experiment
 def test_a_chunk_that_was_damaged_is_trained_again_and_no_other(tmp_path, experiment, monkeypatch, damage):
     arguments = dict(over={"eval_pairs": [16, 32]}, seeds=2, key=jax.random.key(0), store=tmp_path / "s")
     whole = sweep(experiment, **arguments)
-    damage(next(p for p in (tmp_path / "s" / resume.RESULTS / "x" / "c" / "1").rglob("*") if p.is_file()))
+    damage(next(p for p in (tmp_path / "s" / sweeps.RESULTS / "x" / "c" / "1").rglob("*") if p.is_file()))
     with pytest.raises(ValueError, match="1 of 2 finished chunks no longer hold what was written; run the same sweep"):
         sim.load_sweep(tmp_path / "s")
-    module, trained = sys.modules["simulator.sweep"], []
+    module, trained = sys.modules["simulator.training.sweep"], []
     train = module.train_replicas
     monkeypatch.setattr(module, "train_replicas", lambda e, *a, **k: trained.append(e.eval_pairs) or train(e, *a, **k))
     with pytest.warns(UserWarning, match="1 finished chunks no longer hold what was written.*trained again"):
@@ -134,8 +134,8 @@ def test_a_chunk_that_was_damaged_is_trained_again_and_no_other(tmp_path, experi
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        (f"{resume.RESULTS}/zarr.json", "is not a whole store"),
-        (f"{resume.RESULTS}/loss/zarr.json", "is not a whole store"),
+        (f"{sweeps.RESULTS}/zarr.json", "is not a whole store"),
+        (f"{sweeps.RESULTS}/loss/zarr.json", "is not a whole store"),
     ],
 )
 def test_a_store_whose_description_is_damaged_is_refused(tmp_path, experiment, file, says):

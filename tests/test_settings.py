@@ -8,7 +8,7 @@ import pytest
 
 import simulator as sim
 from experiments.commands.sweep_file import read_sweep
-from simulator.experiment import split_traced
+from simulator.training.experiment import split_traced
 
 BASE = "seeds = 2\nsteps = 4\nbatch_size = 8\n"
 

@@ -77,7 +77,7 @@ result["away"] = float(found[0])
 common = dict(data=sim.LatentPairs(96), encoder_x=sim.MLP(16, embed_dim=8), encoder_y=sim.MLP(16, embed_dim=8),
               batch_size=48, steps=60, eval_pairs=32, eval_points=4, dtype="float64", loss=sim.InfoNCE(sim.Learned(0.1)))
 from simulator import engine, training
-from simulator.training import train_replicas
+from simulator.training.runs import train_replicas
 if number == 1:  # its clock runs a thousand times as fast: on its own it would cut its calls after single steps
     from types import SimpleNamespace
     monotonic = training.time.monotonic
@@ -107,7 +107,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from simulator.losses import info_nce, normalize_rows, sharded_info_nce
-from simulator.partition import ring_partition
+from simulator.losses.partition import ring_partition
 
 mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 

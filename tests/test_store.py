@@ -3,9 +3,9 @@ import pytest
 import xarray as xr
 
 import simulator as sim
-from simulator.files import require_writable, whole_file
-from simulator.identity import describe_config
-from simulator.store import load_dataset, provenance, save_dataset
+from simulator.storage.files import require_writable, whole_file
+from simulator.storage.identity import describe_config
+from simulator.storage.results import load_dataset, provenance, save_dataset
 
 
 def test_round_trip_and_no_half_written_file(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator import replica, resume
-from simulator.sweep import _cut, sweep
+from simulator.storage import sweeps
+from simulator.training import replica
+from simulator.training.sweep import _cut, sweep
 from tests.processes import ENVIRONMENT, ROOT
 
 
@@ -31,7 +32,7 @@ def test_what_others_keep_in_the_folder_is_never_removed(tmp_path, experiment):
     import zarr
 
     arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
-    precious = zarr.open_group(tmp_path / "s" / resume.RESULTS, mode="w").create_array(
+    precious = zarr.open_group(tmp_path / "s" / sweeps.RESULTS, mode="w").create_array(
         "precious", shape=(9,), dtype="f8"
     )
     precious[:] = 1
@@ -39,7 +40,7 @@ def test_what_others_keep_in_the_folder_is_never_removed(tmp_path, experiment):
         with pytest.raises(ValueError, match=r"results.zarr holds no sweep; it is left as it is: give another folder"):
             call()
     assert (precious[:] == 1).all()
-    (tmp_path / "empty" / resume.RESULTS).mkdir(parents=True)
+    (tmp_path / "empty" / sweeps.RESULTS).mkdir(parents=True)
     with pytest.raises(ValueError, match="is not a whole store"):
         sweep(experiment, **arguments | dict(store=tmp_path / "empty"))
 
@@ -49,7 +50,7 @@ def test_a_store_that_was_never_finished_making_is_made_again(tmp_path, experime
     (tmp_path / "s" / ".draft-of-a-process-that-was-killed" / "loss").mkdir(parents=True)
     sweep(experiment, **arguments)
     assert (tmp_path / "s" / ".draft-of-a-process-that-was-killed" / "loss").exists()  # it might be alive
-    shutil.rmtree(tmp_path / "s" / resume.RESULTS)
+    shutil.rmtree(tmp_path / "s" / sweeps.RESULTS)
     with pytest.raises(ValueError, match=r"is not empty and holds no sweep \(it has done\)"):
         sweep(experiment, **arguments)
 
@@ -60,7 +61,7 @@ def create(path, **changes):
         shape=(3, 2), cut=(1, 2), arrays=dict(loss=((4,), "float32", ("step",))), dims=("rate", "seed"),
         coordinates=dict(rate=[1.0, 2.0, 3.0]), attributes=dict(config='{"a": 1}'), choose_block=lambda: 2,
     )  # fmt: skip
-    return resume.open_store(path, dict(a=1), **arguments | changes)
+    return sweeps.open_store(path, dict(a=1), **arguments | changes)
 
 
 def test_of_thirty_who_create_a_store_at_once_all_get_one_whole_store(tmp_path):
@@ -68,11 +69,11 @@ def test_of_thirty_who_create_a_store_at_once_all_get_one_whole_store(tmp_path):
     with ThreadPoolExecutor(30) as pool:
         made = list(pool.map(lambda _: create(tmp_path / "s", choose_block=together.wait), range(30)))
     assert len({store.replicas_per_block for store in made}) == 1
-    assert [p.name for p in (tmp_path / "s").iterdir()] == [resume.RESULTS]
+    assert [p.name for p in (tmp_path / "s").iterdir()] == [sweeps.RESULTS]
     values = dict(loss=np.ones((1, 2, 4), "float32"))
     for chunk in np.ndindex(3, 1):
-        resume.write_chunk(made[0], chunk, values)
-    assert (resume.read_store(tmp_path / "s")[0]["loss"] == 1).all()
+        sweeps.write_chunk(made[0], chunk, values)
+    assert (sweeps.read_store(tmp_path / "s")[0]["loss"] == 1).all()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -83,19 +84,19 @@ def test_without_locks_one_process_goes_on_alone(tmp_path, monkeypatch, code):
     monkeypatch.setattr("fcntl.flock", no_lock)
     store = create(tmp_path / "s")
     says = r"has no locks .*goes on alone.*put the store on a file system with locks"
-    with pytest.warns(UserWarning, match=says), resume.claimed(store, [(0, 0), (2, 0)]) as mine:
+    with pytest.warns(UserWarning, match=says), sweeps.claimed(store, [(0, 0), (2, 0)]) as mine:
         assert mine == [(0, 0), (2, 0)]
-    resume.write_chunk(store, (0, 0), dict(loss=np.ones((1, 2, 4), "float32")))
+    sweeps.write_chunk(store, (0, 0), dict(loss=np.ones((1, 2, 4), "float32")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resume.finished(create(tmp_path / "s")).sum() == 1
+        assert sweeps.finished(create(tmp_path / "s")).sum() == 1
 
 
 def test_locks_that_do_nothing_change_no_number(tmp_path, experiment, monkeypatch):
     """Another process trains and writes everything while this one works on its first chunk."""
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     arguments = dict(over={"batch_size": [8, 16]}, seeds=2, key=jax.random.key(0), store=tmp_path / "s")
-    module, others = sys.modules["simulator.sweep"], []
+    module, others = sys.modules["simulator.training.sweep"], []
     train = module.train_replicas
 
     def train_beside_another(*rest, **options):
@@ -113,7 +114,7 @@ def test_locks_that_do_nothing_change_no_number(tmp_path, experiment, monkeypatc
 
 def test_a_chunk_that_outlasts_a_time_limit_is_continued(tmp_path, experiment, monkeypatch):
     arguments = dict(over={"start.angle": [0.5]}, seeds=2, key=jax.random.key(0))
-    monkeypatch.setattr(resume, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(sweeps, "SECONDS_BETWEEN_STATES", 0.0)
     advance, begun, ends_at = replica.advance, [], 5  # the first cut after a measure, however fast the machine
 
     def limited(*rest, **options):
@@ -153,12 +154,12 @@ def test_xarray_opens_a_store_labelled_and_lazy(tmp_path, experiment):
     stored = sweep(experiment, store=tmp_path / "s", **arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = xr.open_zarr(tmp_path / "s" / resume.RESULTS, chunks=None)
+        opened = xr.open_zarr(tmp_path / "s" / sweeps.RESULTS, chunks=None)
     assert not any(value.variable._in_memory for value in opened.data_vars.values())
     assert opened.drop_attrs().identical(stored.drop_attrs())
     some = sim.load_sweep(tmp_path / "s", ["loss", "bad_step"])
     assert some.identical(stored[["loss", "bad_step"]])
-    shutil.rmtree(tmp_path / "s" / resume.RESULTS / "x" / "c")
+    shutil.rmtree(tmp_path / "s" / sweeps.RESULTS / "x" / "c")
     assert sim.load_sweep(tmp_path / "s", ["loss"]).loss.equals(stored.loss)
     for names, says in ((["x"], "no longer hold"), (["los"], "holds no los; it holds .*loss")):
         with pytest.raises(ValueError, match=says):
@@ -172,7 +173,7 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path, change):
     import zarr
 
     create(tmp_path / "s")
-    group = zarr.open_group(tmp_path / "s" / resume.RESULTS)
+    group = zarr.open_group(tmp_path / "s" / sweeps.RESULTS)
     attributes = group.attrs.asdict()
     change(attributes)
     group.attrs.put(attributes)
@@ -181,5 +182,5 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path, change):
 
 
 def test_nothing_needs_the_locks_of_one_system_to_be_imported():
-    code = "import sys; sys.modules['fcntl'] = None; import simulator, experiments.__main__, simulator.resume"
+    code = "import sys; sys.modules['fcntl'] = None; import simulator, experiments.__main__, simulator.storage.sweeps"
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}).returncode == 0

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import simulator as sim
-from simulator.experiment import replace_field
-from simulator.training import evaluation_steps
+from simulator.training.experiment import replace_field
+from simulator.training.runs import evaluation_steps
 
 SMALL = sim.Experiment(
     data=sim.LatentPairs(64, latent_dim=4, dim_x=6, dim_y=7),

@@ -10,8 +10,8 @@ import pytest
 
 import simulator as sim
 from simulator.encoders import _relu
-from simulator.experiment import split_traced
-from simulator.training import initial_params, train_replicas
+from simulator.training.experiment import split_traced
+from simulator.training.runs import initial_params, train_replicas
 
 SMALL = sim.Experiment(
     data=sim.LatentPairs(64, latent_dim=4, dim_x=6, dim_y=6),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from simulator.numerics.units import in_own_units
 from simulator.theory.noisy_distance import log_density
-from simulator.units import in_own_units
 
 
 @pytest.mark.parametrize("scale", [2.0**-300, 2.0**50, 2.0**1000])

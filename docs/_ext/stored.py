@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 from experiments import catalogue
 from experiments.bench import tables as bench
 from experiments.report.disputes import DISPUTES
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 
 FIGURES = Path(__file__).parents[2] / "figures"
 HEADER = ("check", "predicted", "measured", "error", "tolerance", "verdict", "near miss, which must fail")

@@ -20,7 +20,7 @@ import numpy as np
 from experiments import plotting
 from experiments.bench.engines import DIM_X, DIM_Y, EMBED, WIDTH
 from experiments.bench.turns import ONE_CORE
-from simulator.partition import ROWS_AT_ONCE
+from simulator.losses.partition import ROWS_AT_ONCE
 
 CAPTION = (
     "The cost model. (a) Replica-steps per second, measured against predicted from counted operations and the machine's "

@@ -42,7 +42,7 @@ def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards:
     import numpy as np
 
     import simulator as sim
-    from simulator import replica, training
+    from simulator.training import replica, runs
 
     experiment = sim.Experiment(
         data=sim.LatentPairs(n if data == "fixed" else None, dim_x=DIM_X, dim_y=DIM_Y),
@@ -50,9 +50,9 @@ def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards:
         loss=sim.InfoNCE(TEMPERATURE, block_size=256 if shards else None), batch_shards=shards or 1,
         learning_rate=LEARNING_RATE, batch_size=n, steps=1000, eval_pairs=64,
     )  # fmt: skip
-    per_block = 1 if shards else training.calibrate(experiment)
+    per_block = 1 if shards else runs.calibrate(experiment)
     keys = jax.random.split(jax.random.key(0), replicas)
-    template, values, keys, layout = training.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
+    template, values, keys, layout = runs.lay_out(experiment, {}, keys, min(per_block, -(-replicas // 2)))
     state = replica.initialise(template, values, keys, layout=layout)
     return (
         replica.advance,
@@ -158,8 +158,8 @@ def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> Task:
 
 def _use_full_vectors():
     """As wide as in this engine (some 5 % faster than XLA's default); before JAX computes anything."""
-    from simulator.compiler import use_flags
-    from simulator.engine import cache_folder
+    from simulator.training.compiler import use_flags
+    from simulator.training.engine import cache_folder
 
     use_flags("--xla_cpu_prefer_vector_width=512", memory=cache_folder() / "xla_flags.json")
 

@@ -1,7 +1,7 @@
 """Where the cycles of a training step go: XLA's own trace of the compiled program, gathered by the part of the step.
 
 `python -m experiments.bench.profiles N REPLICAS DATA D` prints JSON: core-seconds per replica-step of every part. The
-parts are the scopes that `simulator.replica` names in its step; "product" is a matrix product (with what XLA fused into
+parts are the scopes that `simulator.training.replica` names in its step; "product" is a matrix product (with what XLA fused into
 it), "rest" everything else: exponentials, sums, activations, updates, copies.
 """
 

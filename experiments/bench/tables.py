@@ -122,7 +122,7 @@ def render(data) -> str:
 
 def store(data, out: Path) -> None:
     """Write performance.nc, and draw performance and cost_model from it."""
-    from simulator.store import provenance, save_dataset
+    from simulator.storage.results import provenance, save_dataset
 
     data = data.assign_attrs(provenance() | dict(caption=CAPTION, precision="float32"))
     save_dataset(data, out / "performance.nc")

@@ -18,7 +18,7 @@ from experiments.setups.trends import spread, trend, worst
 from simulator.losses import normalize_rows
 from simulator.theory.flows import mode_rates_sphere
 from simulator.theory.towers import great_circle_frames
-from simulator.training import evaluation_steps
+from simulator.training.runs import evaluation_steps
 
 CLAIM = sim.Claim(
     id="C7",

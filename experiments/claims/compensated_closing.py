@@ -12,7 +12,7 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.galleries import core_galleries, nearest_rows, random_classes, trained_table
 from experiments.setups.trends import stated
-from simulator.directions import principal_directions
+from simulator.closing.directions import principal_directions
 from simulator.theory.storage import centred_robustness, optimal_centre
 
 CLAIM = sim.Claim(

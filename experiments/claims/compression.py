@@ -12,8 +12,8 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.clusters import clouds, clusters, flow_variances, time_scale
 from experiments.setups.trends import spread
-from simulator.flow import velocity
 from simulator.theory import flows
+from simulator.training.flow import velocity
 
 CLAIM = sim.Claim(
     id="C2",

@@ -11,9 +11,9 @@ import numpy as np
 import simulator as sim
 from experiments import plotting
 from experiments.setups.trends import spread, stated
-from simulator.flow import velocity
 from simulator.losses import normalize_rows
 from simulator.theory import freezing
+from simulator.training.flow import velocity
 
 CLAIM = sim.Claim(
     id="C3",

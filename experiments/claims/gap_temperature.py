@@ -12,7 +12,7 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.trained_points import at_point, retrieval, train_points
 from experiments.setups.trends import spread, trend, unbiased_gap
-from simulator.training import initial_params
+from simulator.training.runs import initial_params
 
 CLAIM = sim.Claim(
     id="P3",

@@ -13,9 +13,9 @@ import numpy as np
 import simulator as sim
 from experiments import plotting
 from experiments.setups.trends import spread
-from simulator.flow import velocity
 from simulator.losses import normalize_rows
 from simulator.theory import invariants
+from simulator.training.flow import velocity
 
 CLAIM = sim.Claim(
     id="P4",

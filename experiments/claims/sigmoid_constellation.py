@@ -13,7 +13,7 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.trends import stated
 from simulator.theory.constellations import constellation_margin, predicted_margin_bounds
-from simulator.training import train_replicas
+from simulator.training.runs import train_replicas
 
 CLAIM = sim.Claim(
     id="P10",

@@ -11,11 +11,11 @@ import numpy as np
 
 import simulator as sim
 from experiments.commands.diagnosis import TILE, Modality, repeats, require_match
-from simulator.certificate import Certificate, QuantizationEffect, cosine_warning, quantization_effects
-from simulator.embeddings import Embeddings
-from simulator.files import whole_file
-from simulator.postprocess import ALPHA_WORDS, SHIFTS, Centre, Rule
-from simulator.precision import equal_rows
+from simulator.closing.certificate import Certificate, QuantizationEffect, cosine_warning, quantization_effects
+from simulator.closing.closer import ALPHA_WORDS, SHIFTS, Centre, Rule
+from simulator.numerics.precision import equal_rows
+from simulator.storage.embeddings import Embeddings
+from simulator.storage.files import whole_file
 from simulator.validation import require_integer, require_memory
 
 LARGEST_GALLERY = 1 << 28  # values of a gallery that is held in memory: 2 GiB

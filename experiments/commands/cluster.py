@@ -118,10 +118,10 @@ def _reason(log: str, error: str, minutes: int) -> str:
 
 def _progress(store: Path) -> tuple[int, int]:
     """(chunks that are done, chunks) of a store; (0, 0) where there is none yet."""
-    from simulator import resume
+    from simulator.storage import sweeps
 
     try:
-        done = resume.finished(resume.stored(store))
+        done = sweeps.finished(sweeps.stored(store))
     except ValueError:
         return 0, 0
     return int(done.sum()), done.size

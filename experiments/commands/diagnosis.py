@@ -12,9 +12,10 @@ import numpy as np
 
 import simulator as sim
 from experiments.report import diagnosis_page
-from simulator import geometry, precision, streaming
-from simulator.directions import complement
-from simulator.embeddings import Embeddings, load_labels
+from simulator import geometry, streaming
+from simulator.closing.directions import complement
+from simulator.numerics import precision
+from simulator.storage.embeddings import Embeddings, load_labels
 from simulator.validation import require_integer, require_labels, require_memory, require_number
 
 ALPHA_QUANTILES = dict(min=0.0, q05=0.05, q25=0.25, median=0.5, q75=0.75, q95=0.95, max=1.0)

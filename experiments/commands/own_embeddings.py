@@ -127,7 +127,7 @@ def _say(warnings: list[str], words: str):
 
 def _require_outputs(command: Diagnose | Close, *paths: Path | None):
     """Every output can be written, none is an input, no two are one file."""
-    from simulator.files import require_outputs
+    from simulator.storage.files import require_outputs
 
     given = [command.gallery, command.queries, getattr(command, "labels", None)]
     inputs = [str(path) for path in given if path is not None]
@@ -153,7 +153,7 @@ def require_device() -> None:
 
 def write_json(path: Path, value) -> None:
     """The file appears whole or not at all, in UTF-8 on any machine."""
-    from simulator.files import whole_file
+    from simulator.storage.files import whole_file
 
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as draft:

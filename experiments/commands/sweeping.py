@@ -27,7 +27,7 @@ def train_here(command: Any) -> int:
     import jax
 
     from experiments.commands import cluster, sweep_file
-    from simulator.sweep import fill_store
+    from simulator.training.sweep import fill_store
 
     warnings.formatwarning = _one_line  # ty: ignore[invalid-assignment]
     arguments = sweep_file.read_sweep(command.config, command.set)
@@ -62,7 +62,7 @@ def train_in_jobs(command: Any) -> int:
 
 def report(store: Path) -> int:
     """Print the last step of a sweep, and what of it is no number; exit code."""
-    from simulator.sweep import diverged, load_sweep
+    from simulator.training.sweep import diverged, load_sweep
 
     data = load_sweep(store, [*NAMES, "bad_step"])
     print(table(data))

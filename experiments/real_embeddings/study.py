@@ -29,7 +29,7 @@ from experiments.setups.quantizers import (
     random_rotation,
     stored,
 )
-from simulator.certificate import quantization_effects
+from simulator.closing.certificate import quantization_effects
 from simulator.theory.storage import clean_scores, margin_robustness, second_moment, smallest_storage_factor
 
 VARIANCE = 0.0005  # per coordinate of unit rows: where the gains are large
@@ -305,7 +305,7 @@ def main(folder: str, out: str = "results", *parts: str):
     """Measure, store and draw; what is stored already keeps its place beside the named parts, on the same points alone."""
     from experiments.plotting import save_figure
     from experiments.real_embeddings.study_page import draw, table
-    from simulator.store import load_dataset, provenance, save_dataset
+    from simulator.storage.results import load_dataset, provenance, save_dataset
 
     path, data = Path(out) / "real_embeddings.nc", measure(folder, Config(), parts)
     if parts:

@@ -20,7 +20,7 @@ from experiments import plotting
 from experiments.setups.held_out import train
 from experiments.setups.trained_towers import centred, random_pair, stack, with_output
 from simulator.losses import normalize_rows
-from simulator.training import evaluation_steps
+from simulator.training.runs import evaluation_steps
 
 STEM = "emergence"
 SIDE_COLORS = (plotting.COLORS[0], plotting.COLORS[1])  # gallery, queries
@@ -150,7 +150,7 @@ def animate(data, path: Path | str, *, seconds: float = 10.0, dpi: int = 100) ->
     import matplotlib.pyplot as plt
     from matplotlib.animation import PillowWriter
 
-    from simulator.files import whole_file
+    from simulator.storage.files import whole_file
 
     steps, temperatures = data.step.values, data.temperature.values
     with plt.style.context(plotting.STYLE):
@@ -211,8 +211,8 @@ def _curves(axis, data, name: str, is_last: bool):
 
 def main(out: Path | str = "figures", config: Config = Config(), *, redraw: bool = False) -> list[Path]:
     """Train, store and animate; redraw: animate what is stored. Returns the files written."""
-    from simulator.identity import describe_config
-    from simulator.store import load_dataset, provenance, save_dataset
+    from simulator.storage.identity import describe_config
+    from simulator.storage.results import load_dataset, provenance, save_dataset
 
     numbers, picture = Path(out) / f"{STEM}.nc", Path(out) / f"{STEM}.gif"
     if redraw:

@@ -38,7 +38,7 @@ class Dispute:
 
     def read(self, folder: Path | str) -> Results:
         """The stored results of `stems`; FileNotFoundError names one that is missing."""
-        from simulator.store import load_dataset
+        from simulator.storage.results import load_dataset
 
         return {stem: load_dataset(Path(folder) / f"{stem}.nc") for stem in self.stems}
 

@@ -46,7 +46,7 @@ def build(results: Path, out: Path) -> Path:
         ValueError: no result is stored, or one cannot be read, judged or drawn; says how to make it again.
         OSError: `out` cannot be written.
     """
-    from simulator.files import require_outputs, whole_file
+    from simulator.storage.files import require_outputs, whole_file
 
     require_outputs([out / PAGE], results.glob("*.nc"))
     stems = catalogue.stems()
@@ -95,7 +95,7 @@ def _call(task):
 
 def claim_section(stem: str, results: Path) -> dict[str, Any]:
     """What the page says about one claim; without rows and figure where nothing is stored."""
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     module = catalogue.load(stem)
     claim, path = module.CLAIM, results / f"{stem}.nc"
@@ -117,7 +117,7 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
 
 def extra_section(name: str, results: Path) -> dict[str, Any]:
     """What the page says of something that is stored beside the claims."""
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     (title, command), (module, stem) = EXTRAS[name], plotting.source(name)
     about: dict[str, Any] = dict(id=f"beside-{name}", stem=stem, title=title, caption=module.CAPTION, command=command)
@@ -156,7 +156,7 @@ def dispute_section(name: str, results: Path) -> dict[str, Any]:
 def story_section(name: str, results: Path) -> dict[str, Any]:
     """The figure at the top: the whole story."""
     from experiments.report import stories
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     def read():
         data = {stem: load_dataset(results / f"{stem}.nc") for stem in stories.STEMS}
@@ -215,7 +215,7 @@ def render(sections, arguments=(), more=(), story=()) -> str:
     """The page as HTML."""
     import jinja2
 
-    from simulator.store import provenance
+    from simulator.storage.results import provenance
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,

@@ -129,7 +129,7 @@ def _real(axis, data):
 
 def draw_all(out: Path | str, folder: Path | str | None = None) -> list[Path]:
     """Write story.pdf and story.png under `out` if `folder` (None: `out`) holds the results."""
-    from simulator.store import load_dataset
+    from simulator.storage.results import load_dataset
 
     out, folder = Path(out), Path(out if folder is None else folder)
     if not all((folder / f"{stem}.nc").exists() for stem in STEMS):

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments import catalogue
 from experiments.claims import gap_emergence
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 
 ROOT = Path(__file__).parents[2]
 README, MAIN_JOB, FIRST_HOUR = ROOT / "README.md", ROOT / "docs" / "main-job.md", ROOT / "docs" / "first-hour.md"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import simulator as sim
-from simulator import engine, replica
-from simulator.training import lay_out, train_replicas
+from simulator.training import engine, replica
+from simulator.training.runs import lay_out, train_replicas
 
 # What the published claims look at; the rest of a history would only make the stored files large.
 KEPT = ("gap_norm", "alignment", "recall_at_1_xy", "recall_at_1_yx", "rmg", "separability", "loss")

@@ -12,9 +12,9 @@ import optax
 from flax import nnx
 
 import simulator as sim
-from simulator import compiler
 from simulator.losses import info_nce
 from simulator.theory import towers as theory
+from simulator.training import compiler
 
 
 def random_tower(encoder, size: int, rng):

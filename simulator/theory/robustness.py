@@ -26,8 +26,8 @@ import functools
 
 import numpy as np
 
+from simulator.numerics.units import Problem, in_own_units, require_bias
 from simulator.theory.noisy_distance import FAR, NODES, REACH, distribution, legendre_rule, log_density
-from simulator.units import Problem, in_own_units, require_bias
 from simulator.validation import require_number, require_one_of, require_same_width
 
 LARGEST_Z = 8.5  # Φ(−8.5) = 1e-17: what lies beyond cannot be seen in float64

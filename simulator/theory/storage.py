@@ -32,8 +32,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.numerics.units import in_own_units, resolved
 from simulator.theory.robustness import LARGEST_Z, gaussian_nodes, legendre_nodes, num_nodes_for
-from simulator.units import in_own_units, resolved
 from simulator.validation import require_number, require_rows, require_same_width
 
 STEEPEST = 16.0  # largest noise of the answer over that of a rival for one rule; beyond, panels

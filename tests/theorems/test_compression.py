@@ -9,9 +9,9 @@ import pytest
 
 from experiments.claims.compression import QUICK, WORKING_STEP, _fitted_rates, near_misses_sphere
 from experiments.setups.clusters import clouds, clusters, mode_variances, time_scale
-from simulator.flow import velocity
 from simulator.losses import info_nce
 from simulator.theory import flows
+from simulator.training.flow import velocity
 
 
 def response(x, y, change_x, change_y, **flow):

@@ -11,7 +11,7 @@ from flax import nnx
 import simulator as sim
 from experiments.claims import cone_effect
 from experiments.setups.random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from simulator.theory import cones
 from tests.theorems.common import FIGURES, quick_measurement
 

@@ -9,7 +9,7 @@ import pytest
 import simulator as sim
 from experiments.claims import constant_gap
 from experiments.claims.constant_gap import Config, descend, start
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from simulator.theory.constant_gap import predicted_log_closing
 from tests.theorems.common import FIGURES, quick_measurement
 

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import catalogue
 from experiments.plotting import save_figure
-from simulator.store import load_dataset, save_dataset
+from simulator.storage.results import load_dataset, save_dataset
 from tests.theorems.common import quick_measurement
 
 # `make test` has no time for these; what is stored of them is judged there all the same (tests/test_ledger.py).

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments.claims import gap_emergence
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests.theorems.common import quick_measurement
 
 

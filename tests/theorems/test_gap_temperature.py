@@ -7,7 +7,7 @@ import pytest
 
 from experiments.claims import gap_temperature
 from experiments.setups.trends import trend
-from simulator.store import load_dataset
+from simulator.storage.results import load_dataset
 from tests.theorems.common import FIGURES, quick_measurement
 
 

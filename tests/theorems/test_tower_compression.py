@@ -13,9 +13,9 @@ from experiments.claims import tower_compression
 from experiments.claims.tower_compression import DATA
 from experiments.setups import trained_towers
 from experiments.setups.tower_discrepancies import STEPS, from_orbit
-from simulator.flow import velocity
 from simulator.theory import towers
 from simulator.theory.flows import critical_angle, mode_rates_sphere
+from simulator.training.flow import velocity
 
 
 def in_frames(rows, frames):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simulator.experiment import Experiment
+from simulator.training.experiment import Experiment
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # optax.adam's defaults
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
-from simulator.index import Index
-from simulator.precision import equal_rows
+from simulator.closing.index import Index
+from simulator.numerics.precision import equal_rows
 from simulator.robustness import Quantization, Range
 from simulator.validation import require_same_width
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from simulator.files import whole_file
+from simulator.storage.files import whole_file
 
 Value = bool | int | str
 

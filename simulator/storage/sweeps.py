@@ -29,10 +29,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simulator.checkpoint import Checkpoint
-from simulator.files import whole_file
-from simulator.identity import require_same_environment
-from simulator.store import differences, identify, said_where
+from simulator.storage.checkpoints import Checkpoint
+from simulator.storage.files import whole_file
+from simulator.storage.identity import require_same_environment
+from simulator.storage.results import differences, identify, said_where
 
 RESULTS = "results.zarr"
 FORMAT = 3  # raised when the layout changes: what is older is then refused with a word

@@ -1,6 +1,6 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program (`simulator.replica`, through `simulator.engine`). The numbers that
+All replicas of one shape run in one compiled program (`simulator.training.replica`, through `simulator.training.engine`). The numbers that
 a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than constants in it, so changing
 them compiles nothing again, and `train` is the engine with one replica.
 """
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator import engine, replica
-from simulator.checkpoint import Checkpoint
-from simulator.experiment import Experiment, join_traced, require_schedules, split_traced
-from simulator.identity import describe_config, describe_run, require_identified
-from simulator.optimizer import make_optimizer
+from simulator.storage.checkpoints import Checkpoint
+from simulator.storage.identity import describe_config, describe_run, require_identified
+from simulator.training import engine, replica
+from simulator.training.experiment import Experiment, join_traced, require_schedules, split_traced
+from simulator.training.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.files import whole_file
-from simulator.precision import equal_rows
+from simulator.numerics.precision import equal_rows
+from simulator.numerics.units import resolved
+from simulator.storage.files import whole_file
 from simulator.theory.robustness import exact_robustness
 from simulator.theory.storage import margin_robustness
-from simulator.units import resolved
 from simulator.validation import require_number, require_one_of, require_rows
 
 LARGEST_BLOCK = 1 << 22  # scores held at once while searching: 32 MB

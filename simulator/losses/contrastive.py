@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid
 
-from simulator.partition import log_partition, ring_partition
-from simulator.scaling import exponents, times_power, widened
+from simulator.losses.partition import log_partition, ring_partition
+from simulator.numerics.scaling import exponents, times_power, widened
 from simulator.validation import (
     is_traced,
     require_boolean,
@@ -219,7 +219,7 @@ def sharded_info_nce(
     Raises:
       ValueError: as `info_nce` does.
 
-    Source: derived here; see `simulator.partition.ring_partition`.
+    Source: derived here; see `simulator.losses.partition.ring_partition`.
     """
     require_number("temperature", temperature, above=0.0)
     require_one_of("similarity", similarity, SIMILARITIES)

@@ -32,8 +32,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from simulator.source import DYNAMIC, LIBRARIES, definition, is_own, library_name, named, references
-from simulator.store import differences
+from simulator.storage.results import differences
+from simulator.storage.source import DYNAMIC, LIBRARIES, definition, is_own, library_name, named, references
 from simulator.validation import is_traced
 
 NUMBERS = (

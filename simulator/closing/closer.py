@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from simulator import precision, streaming
-from simulator.certificate import (
+from simulator import streaming
+from simulator.closing.certificate import (
     Certificate,
     add_counts,
     certify_cosine,
@@ -21,8 +21,9 @@ from simulator.certificate import (
     nothing_to_move,
     refusals,
 )
-from simulator.directions import along_axes, complement, leading_axes
-from simulator.index import Index
+from simulator.closing.directions import along_axes, complement, leading_axes
+from simulator.closing.index import Index
+from simulator.numerics import precision
 from simulator.theory.storage import optimal_centre, optimal_metric, second_moment, shrunk_moment
 from simulator.validation import require_integer, require_number, require_one_of, require_rows, require_same_width
 

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simulator import compiler
+from simulator.training import compiler
 
 CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measured anything better
 CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
@@ -181,7 +181,7 @@ def calibrated_block_size(identity: str, seconds_per_replica: Callable[[int], fl
             best, least = candidate, seconds
         elif seconds > 1.2 * least:
             break
-    from simulator.files import whole_file
+    from simulator.storage.files import whole_file
 
     with contextlib.suppress(OSError), whole_file(path) as draft:  # a home that is read-only: it is measured again
         draft.write_text(json.dumps(known | {identity: best}, indent=1) + "\n")

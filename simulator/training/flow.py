@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simulator.losses import SIMILARITIES, Similarity, info_nce, normalize_rows
-from simulator.scaling import widened
+from simulator.numerics.scaling import widened
 from simulator.validation import require_boolean, require_number, require_one_of, require_paired
 
 

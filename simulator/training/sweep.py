@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from simulator import engine, resume
-from simulator.experiment import TRACED_FIELDS, Experiment, replace_field, require_schedules
-from simulator.identity import describe_config, describe_run, label, require_identified
-from simulator.store import provenance
-from simulator.training import calibrate, evaluation_steps, first_bad_step, lay_out, shapes_of, train_replicas
+from simulator.storage import sweeps
+from simulator.storage.identity import describe_config, describe_run, label, require_identified
+from simulator.storage.results import provenance
+from simulator.training import engine
+from simulator.training.experiment import TRACED_FIELDS, Experiment, replace_field, require_schedules
+from simulator.training.runs import calibrate, evaluation_steps, first_bad_step, lay_out, shapes_of, train_replicas
 from simulator.validation import require_integer
 
 
@@ -96,7 +97,7 @@ def fill_store(
     coordinates = _coordinates(config, dimensions)
     # What is of several types is kept as text.
     plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]  # noqa: E731
-    chunks = resume.open_store(
+    chunks = sweeps.open_store(
         Path(store), config, shape=shape, cut=cut,
         arrays={name: (*found, _inner(name)) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
         coordinates={name: plain(values) for name, values in coordinates.items()},
@@ -120,7 +121,7 @@ def load_sweep(store: Path | str, variables: Sequence[str] | None = None):
     Raises:
       ValueError: the folder holds no sweep, lacks a variable, or was damaged.
     """
-    return _label(*resume.read_store(Path(store), variables))
+    return _label(*sweeps.read_store(Path(store), variables))
 
 
 def diverged(data) -> str | None:
@@ -266,7 +267,7 @@ def _cut(shape: tuple[int, ...], is_static: list[bool]) -> tuple[int, ...]:
     return tuple(reversed(cut))
 
 
-def _train_chunks(groups: list[_Group], store: resume.SweepStore, arrays, config, progress: bool) -> None:
+def _train_chunks(groups: list[_Group], store: sweeps.SweepStore, arrays, config, progress: bool) -> None:
     """Train what is not done, sharing the work with other processes on the same store. As many chunks of a group are trained
     together as fill a block on every device of this process. What they lack of that repeats the last replica, so that one
     program serves all, and always for as many devices (XLA optimises it for a single one differently)."""
@@ -276,28 +277,28 @@ def _train_chunks(groups: list[_Group], store: resume.SweepStore, arrays, config
     at_once = max(at_once, int(np.prod(store.cut)))
     places = _places(config)
     group_of = lambda chunk: int(places[store.region(chunk)].flat[0]) // groups[0].size  # noqa: E731
-    done = resume.finished(store)
+    done = sweeps.finished(store)
     with tqdm(total=done.size, initial=int(done.sum()), disable=not progress, unit="chunk", desc="sweep") as bar:
         while not done.all():
             for number, chunks in _sets([tuple(c) for c in np.argwhere(~done).tolist()], store, group_of, at_once):
-                with resume.claimed(store, chunks) as mine:
+                with sweeps.claimed(store, chunks) as mine:
                     if not mine:
                         continue
                     rows = [places[store.region(chunk)].ravel() % groups[0].size for chunk in mine]
                     together = np.concatenate(rows)
                     together = np.pad(together, (0, at_once - len(together)), mode="edge")
-                    state = resume.unfinished(store, mine, jax.device_count())
+                    state = sweeps.unfinished(store, mine, jax.device_count())
                     values = _train(groups[number], together, store.replicas_per_block, True, False, state)
                     first = 0
                     for chunk, part in zip(mine, rows, strict=True):
                         shape = places[store.region(chunk)].shape
                         here = {name: value[first : first + len(part)] for name, value in values.items()}
                         full = {name: _pad(here.get(name), *found, len(part)) for name, found in arrays.items()}
-                        resume.write_chunk(store, chunk, {n: v.reshape(*shape, *v.shape[1:]) for n, v in full.items()})
+                        sweeps.write_chunk(store, chunk, {n: v.reshape(*shape, *v.shape[1:]) for n, v in full.items()})
                         first += len(part)
-                    resume.forget_unfinished(store, mine)
+                    sweeps.forget_unfinished(store, mine)
                 bar.update(len(mine))
-            done = resume.finished(store)
+            done = sweeps.finished(store)
             bar.update(int(done.sum()) - bar.n)
             if not done.all():
                 time.sleep(0.5)  # the rest is being trained by other processes; one that dies gives its chunks back
@@ -311,7 +312,7 @@ def _places(config) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(shape).transpose(*(order.index(path) for path in over), len(order))
 
 
-def _sets(waiting: list[resume.Chunk], store: resume.SweepStore, group_of, at_once: int):
+def _sets(waiting: list[sweeps.Chunk], store: sweeps.SweepStore, group_of, at_once: int):
     """(number of a group, some of its chunks): as many as hold no more replicas than that."""
     several = at_once // int(np.prod(store.cut))
     for number, chunks in itertools.groupby(sorted(waiting, key=group_of), key=group_of):

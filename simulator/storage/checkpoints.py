@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.identity import digest, require_same_environment
-from simulator.store import differences, identify, read_json, said_where, whole_file
+from simulator.storage.identity import digest, require_same_environment
+from simulator.storage.results import differences, identify, read_json, said_where, whole_file
 
 FORMAT = 3  # raised when the layout changes: what is older is then refused with a word
 

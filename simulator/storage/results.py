@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from simulator.files import whole_file
+from simulator.storage.files import whole_file
 
 
 def provenance() -> dict[str, str]:
@@ -41,16 +41,17 @@ def _commit() -> str:
 
     A package that is installed inside somebody's repository (an ignored .venv) has no commit; its version says what it is.
     """
-    here = Path(__file__).resolve().parent
+    file = Path(__file__).resolve()
+    package = file.parents[1]
     # Git's own variables (of a hook, say) would name another repository than the one around this file.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     run = lambda *a: subprocess.run(  # noqa: E731
-        ["git", "--no-optional-locks", "-C", str(here), *a],
+        ["git", "--no-optional-locks", "-C", str(file.parent), *a],
         capture_output=True, text=True, timeout=10, check=True, env=environment,
     ).stdout.strip()  # fmt: skip
     try:
-        run("ls-files", "--error-unmatch", "--", Path(__file__).name)
-        changed = run("status", "--porcelain", "--", str(here), str(here.parent / "experiments"))
+        run("ls-files", "--error-unmatch", "--", file.name)
+        changed = run("status", "--porcelain", "--", str(package), str(package.with_name("experiments")))
         return run("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -1,6 +1,6 @@
 """One replica: its start, its steps and its measures, as functions of an experiment whose numbers may be traced.
 
-`simulator.engine` compiles them over many replicas; `simulator.training` calls them.
+`simulator.training.engine` compiles them over many replicas; `simulator.training.runs` calls them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from simulator import engine
 from simulator.data import Batch, Digits, draw_pairs, draw_world, held_out_config, take
 from simulator.encoders import Table, place_in_cones
-from simulator.experiment import Experiment
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sharded_info_nce, sigmoid_loss
-from simulator.optimizer import make_optimizer
-from simulator.randomness import hashed_normal
+from simulator.training import engine
+from simulator.training.experiment import Experiment
+from simulator.training.optimizer import make_optimizer
+from simulator.training.randomness import hashed_normal
 from simulator.validation import is_traced
 
 

@@ -1,0 +1,1 @@
+"""Arithmetic that stays right at every scale and in every stored precision."""

@@ -1,0 +1,1 @@
+"""Files: results, sweeps, checkpoints, embeddings, and what identifies them."""

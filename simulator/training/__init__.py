@@ -1,0 +1,1 @@
+"""Training of many small dual encoders in one compiled program, and flows."""
