@@ -82,7 +82,7 @@ class Report:
     """
 
     out: Path = RESULTS
-    """Folder for index.html; the page needs no other file, no network and no script."""
+    """Folder for index.html; the page needs no other file and no network."""
     results: Path | None = None
     """Folder that holds the results (.nc); by default results/ where a run has left some, and else figures/."""
 

@@ -29,6 +29,7 @@ class Claim:
       source: paper and theorem, or "derived here".
       assumes: what the statement needs.
       expected: verdict per row of the ledger, in the order that `judge` returns them.
+      summary: one plain sentence, for readers who do not know the notation.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Claim:
     source: str
     assumes: str
     expected: tuple[Verdict, ...]
+    summary: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

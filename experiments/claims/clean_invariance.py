@@ -16,6 +16,7 @@ from simulator.robustness import changed_decisions
 CLAIM = sim.Claim(
     id="C5",
     title="Clean decisions are invariant",
+    summary="Moving the gallery at right angles to itself changes no answer.",
     statement=(
         "Adding αv to every gallery row, v orthogonal to the gallery's affine span, changes no Euclidean nearest "
         "neighbour, for any query and any α; nor under noise on the queries, one shared draw, or row noise that is "

@@ -20,6 +20,7 @@ from simulator.training.flow import velocity
 CLAIM = sim.Claim(
     id="P4",
     title="Closing with a learned temperature",
+    summary="With a learned temperature a quantity is conserved, which fixes how the gap closes.",
     statement=(
         "With one scalar γ for both modalities and s = 1/τ = e^ν, gradient flow conserves γ s² e^{−γ²/2} whatever the "
         "features do. Other speeds κ of ν and other parametrisations s = h(ν) conserve ln γ − γ²/2 + (2/κ) ∫ s/h'² ds; rows "

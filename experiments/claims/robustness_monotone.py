@@ -16,6 +16,7 @@ from experiments.setups.trends import spread, worst
 CLAIM = sim.Claim(
     id="C4",
     title="Robustness is monotone in the gap",
+    summary="Closing the gap makes answers more robust to noise on the gallery, up to closure and not beyond.",
     statement=(
         "Under independent Gaussian noise on every gallery row, robustness rises as the gap is closed along its part "
         "orthogonal to the gallery, is highest at closure, and falls after; clean decisions stay the same."

@@ -17,6 +17,7 @@ from simulator.theory import monotonicity as theory
 CLAIM = sim.Claim(
     id="N5",
     title="Robustness is monotone for each query",
+    summary="Each query has its own best closing, and is less robust on either side of it.",
     statement=(
         "Adding h >= 0 to all squared distances never raises the chance that the nearest row stays nearest, so each "
         "query is most robust at its own α*_y and symmetric about it. The average over queries is sure to rise only up "

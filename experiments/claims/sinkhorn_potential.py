@@ -18,6 +18,7 @@ from simulator.theory import potentials
 CLAIM = sim.Claim(
     id="N3",
     title="The gap is a Sinkhorn potential",
+    summary="The variance that is left along a wide gap encodes the potentials of an optimal transport problem.",
     statement=(
         "Where the loss is stationary with the gap G held, ψ_i = −2Gβ_i/τ and φ_k = +2Gα_k/τ are, as τ/G² → 0, the "
         "Sinkhorn potentials of the orthogonal kernel with the pairing's marginals; so the variance left along the gap "

@@ -21,6 +21,7 @@ from simulator.theory import towers as theory
 CLAIM = sim.Claim(
     id="C2T",
     title="Tight-cluster predictions on towers",
+    summary="Networks in tight cones follow the rates of C2, multiplied by the tangent kernel of their start.",
     statement=(
         "Towers in tight cones do not follow the free flow, at any width, depth, tightness and learning rate, under SGD or "
         "Adam, but the free flow multiplied by the tangent kernel of their start. Linear towers do so up to O(ε/τ) under "
@@ -47,8 +48,7 @@ CAPTION = (
 DATA, EMBED = sim.LatentPairs(latent_dim=4, dim_x=8, dim_y=10, noise=0.3), 6
 ANGLE, TEMPERATURE = np.pi / 3, 0.1
 TIGHT, WIDTH = 1e7, 64  # of the base: ε/τ is far below the drift of the Jacobians
-FASTEST = 1.0  # of the rates at which the order in the learning rate is judged
-LEAST_TIGHTNESS = 1e3  # least tightness at which orders in ε are judged
+FASTEST, LEAST_TIGHTNESS = 1.0, 1e3  # largest rate at which its order is judged, and least tightness for orders in ε
 NARROW, SAMPLES = 4, 8  # outputs and samples of networks whose mixing is measured
 
 

@@ -1,13 +1,14 @@
 """One page from stored results: the ledger, what holds and what does not, and one section per claim.
 
-Everything is judged and drawn from what is stored; nothing is measured again. The page needs no other file, no network
-and no script.
+Everything is judged and drawn from what is stored; nothing is measured again. The page needs no other file and no network;
+its script only filters and unfolds, and without it everything can be read.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -100,7 +101,7 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
     module = catalogue.load(stem)
     claim, path = module.CLAIM, results / f"{stem}.nc"
     section = dict(
-        id=claim.id, stem=stem, title=claim.title, statement=claim.statement, source=claim.source, assumes=claim.assumes,
+        id=claim.id, stem=stem, title=claim.title, summary=claim.summary, statement=claim.statement, source=claim.source, assumes=claim.assumes,
         caption=module.CAPTION, command=f"gapsim verify {claim.id}", rows=[], figure=None, provenance={},
     )  # fmt: skip
     if not path.exists():
@@ -211,6 +212,16 @@ def _provenance(attributes: dict[str, Any]) -> dict[str, str]:
     return kept
 
 
+def _without_asides(text: str) -> str:
+    """Text without the measured numbers in brackets; (E φ ≠ 0) stays."""
+    return re.sub(r" \([^()]*[:,%][^()]*\)", "", text)
+
+
+def _gist(text: str) -> str:
+    """The first clause, for a summary; the whole stands below it."""
+    return re.split(r"[:;] ", _without_asides(text))[0]
+
+
 def render(sections, arguments=(), more=(), story=()) -> str:
     """The page as HTML."""
     import jinja2
@@ -222,7 +233,9 @@ def render(sections, arguments=(), more=(), story=()) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     ids = {section["id"] for section in sections}
-    environment.filters["formulas"] = lambda text: set_text(text, ids)
+    environment.filters |= dict(
+        formulas=lambda text, claims=ids: set_text(text, claims), gist=_gist, aside=_without_asides
+    )
     rows = [row for section in sections for row in section["rows"]]
     here = provenance()
     return environment.get_template("report.html.jinja").render(

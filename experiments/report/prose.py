@@ -1,4 +1,4 @@
-"""From the plain text of claims, captions and numbers to well-set HTML."""
+"""Claims, captions and numbers as HTML: links, code, powers and indices are set; all else stays as it was written."""
 
 from __future__ import annotations
 
@@ -8,78 +8,40 @@ from collections.abc import Collection
 
 from markupsafe import Markup, escape
 
-_GREEK = "αβγδεζηθικλμνξπρςστυφχψω"
-# Where a line should not be broken: between the letters of a formula, after the name of a function, at = and ±.
-_TIED = re.compile(
-    r"(?<=</i>) (?=<i>)|(?<=</su[bp]>) (?=<i>)|(?<=cos|sin|log|min|max) (?=<i>)|(?<=ln|tr) (?=<i>)"
-    r"|(?<=>) (?:[=≥≤≠≪≫]|&[lg]t;) (?=[\d−<])|(?<=\d) ± (?=\d)|(?<=\d) (?=%)"
-)
-_SIGNS = {">=": "≥", "<=": "≤", "->": "→", "-": "−"}
-# The first alternative that matches is taken, so what is longer or rarer comes first.
+_CORE_PAPER = "2603.29080"  # Chowers et al. 2026, whose number stands nowhere in the text
 _TOKEN = re.compile(
-    rf"""
-    (?<![\w'])'(?=\w)(?P<quoted>[^']+)'(?!\w)                      # 'a near miss'
-  | `(?P<code>[^`]+)` | (?<![\w./])(?P<path>(?:simulator|experiments)[./][\w./]*\w | \w+\.(?:md|py|nc)\b)
-  | arXiv[:\ ](?P<arxiv>\d{{4}}\.\d{{4,5}})
-  | (?P<paper>Chowers\ et\ al\.\ 2026)                             # the core paper; its number stands nowhere in the text
-  | (?<![A-Za-z0-9])(?P<claim>[CNP]\d{{1,2}}T?)(?![A-Za-z0-9_^])
-  | (?<![\w.])(?P<factor>\d+(?:\.\d+)?)e(?P<minus>[+-]?)0*(?P<power>\d+)\b     # 1e-05
-  | (?<=\S)(?P<script>[_^])(?:\{{(?P<braces>[^{{}}]*)\}} | (?P<token>[−+-]?\d+(?:/\d+)?|[A-Za-z{_GREEK}]+\d*|½))
-  | (?<=\S)\^\((?P<brackets>[^()]*)\)                              # s^(−1/κ)
-  | (?P<sign>>=|<=|->|(?<![\w.)-])-(?=\d))
-  | (?<!\w)(?P<panel>\([a-j](?:,\ [a-j])*\))                       # (a), (a, b): parts of a figure, no variables
-  | (?P<label>Fig\.\ \d[a-z])
-  | (?<![A-Za-z'’.])(?<![A-Za-z]-)(?P<variable>[B-Zb-z] | [Aa](?=[_^/=+−²⁻ᵀ*(.,;)]|\ [=+−/]|$))(?![A-Za-z0-9@]|\.[A-Za-z])(?P<prime>'(?![A-Za-z]))?
-  | (?P<greek>[{_GREEK}])(?P<stroke>'(?![A-Za-z]))?
-  | (?P<apostrophe>')
+    r"""`(?P<code>[^`]+)`
+  | arXiv[: ](?P<arxiv>\d{4}\.\d{4,5}) | (?P<paper>Chowers\ et\ al\.\ 2026)
+  | (?<![\w./-])(?P<claim>[A-Z]\d{1,2}T?)(?![\w^])
+  | (?<![\w.])(?P<factor>\d+(?:\.\d+)?)e(?P<power>[+-]?\d+)\b                              # 1e-05
+  | (?<![A-Za-z]{2})(?<=\S)(?P<script>[_^])(?:\{([^{}]*)\}|\(([^()]*)\)|([−+-]?\d+(?:/\d+)?|[^\W\d_]+\d*|½))  # x_k, not gap_law
     """,
     re.VERBOSE,
 )
 
 
 def set_text(text: str, claims: Collection[str] = ()) -> Markup:
-    """Text with its formulas set: x_k, e^{−C}, s^(1/κ), 1e-9 with sub- and superscripts, single letters in italics, g' with
-    a prime, code in its own font; arXiv numbers and the ids among `claims` become links. All else is escaped."""
-    pieces, at = [], 0
-    for match in _TOKEN.finditer(text):
-        pieces += [escape(text[at : match.start()]), _set(match, claims)]
-        at = match.end()
-    whole = str(Markup("").join([*pieces, escape(text[at:])]))
-    return Markup(_TIED.sub(lambda match: match[0].replace(" ", "&nbsp;"), whole))
+    """Text with code in its own font, x_k, e^{−C}, s^(1/κ) and 1e-9 with sub- and superscripts; papers with an arXiv number
+    and the ids among `claims` become links."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match["code"]:
+            return f"<code>{match['code']}</code>"
+        if match["arxiv"] or match["paper"]:
+            return f'<a href="https://arxiv.org/abs/{match["arxiv"] or _CORE_PAPER}">{match[0]}</a>'
+        if match["claim"]:
+            return f'<a href="#{match[0]}">{match[0]}</a>' if match[0] in claims else match[0]
+        if match["power"]:
+            return _power(match["factor"], match["power"])
+        tag = "sub" if match["script"] == "_" else "sup"
+        return f"<{tag}>{_TOKEN.sub(replace, next(filter(None, match.groups()[-3:]), ''))}</{tag}>"
+
+    return Markup(_TOKEN.sub(replace, str(escape(text))))
 
 
-def _set(match: re.Match[str], claims: Collection[str]) -> Markup:
-    part = {name: value for name, value in match.groupdict().items() if value is not None}
-    if "quoted" in part:
-        return Markup("‘{}’").format(set_text(part["quoted"], claims))
-    if "code" in part or "path" in part:
-        return Markup("<code>{}</code>").format(part.get("code", part.get("path")))
-    if "arxiv" in part:
-        return link_arxiv(match[0], part["arxiv"])
-    if "paper" in part:
-        return link_arxiv(match[0], "2603.29080")
-    if "claim" in part:
-        return Markup('<a href="#{0}">{0}</a>').format(match[0]) if match[0] in claims else escape(match[0])
-    if "power" in part:
-        factor = "" if part["factor"] == "1" else part["factor"] + " × "
-        return Markup("{}10<sup>{}{}</sup>").format(factor, "−" if part["minus"] == "-" else "", part["power"])
-    if "script" in part:
-        tag = Markup("sub" if part["script"] == "_" else "sup")
-        script = part.get("braces", part.get("token", ""))
-        return Markup("<{0}>{1}</{0}>").format(tag, set_text(script.replace("-", "−")))
-    if "brackets" in part:
-        return Markup("<sup>{}</sup>").format(set_text(part["brackets"]))
-    if "sign" in part:
-        return Markup(_SIGNS[part["sign"]])
-    if "variable" in part or "greek" in part:
-        prime = "′" if "prime" in part or "stroke" in part else ""
-        return Markup("<i>{}</i>{}").format(part.get("variable", part.get("greek")), prime)
-    return Markup("’") if "apostrophe" in part else escape(match[0])
-
-
-def link_arxiv(text: str, number: str) -> Markup:
-    """A link to a paper by its arXiv number."""
-    return Markup('<a href="https://arxiv.org/abs/{}">{}</a>').format(number, text)
+def _power(factor: str, power: str) -> str:
+    times = "" if factor == "1" else f"{factor} × ".replace("-", "−")
+    return f"{times}10<sup>{str(int(power)).replace('-', '−')}</sup>"
 
 
 def set_number(value: float | None, digits: int = 3) -> Markup:
@@ -90,5 +52,4 @@ def set_number(value: float | None, digits: int = 3) -> Markup:
         shown = f"{value:.{digits}g}" if abs(value) < min(10**digits, 1000) else f"{value:,.0f}"
         return Markup(shown.replace("-", "−"))
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    return Markup("{} × 10<sup>{}</sup>").format(*(part.replace("-", "−") for part in (mantissa, str(int(power)))))
+    return Markup(_power(f"{float(mantissa):g}", power))
