@@ -132,7 +132,7 @@ def test_every_claim_is_folded_under_a_sentence_and_its_verdicts(page):
         folded = section[: section.index("</summary>")]
         shown = " ".join(_Page(folded).text.split())
         assert set_text(claim.summary) in folded
-        assert claim.summary.endswith(".")
+        assert claim.summary.endswith((".", ".”"))
         assert len(claim.summary.split()) <= 20
         assert "<a " not in folded  # a link inside what a click unfolds cannot be followed
         rows = catalogue.judge(stem, _stored(stem), 0.0) if stem in MEASURED else []
@@ -189,7 +189,9 @@ def test_what_claims_say_is_escaped(monkeypatch):
     page = pages.render([pages.claim_section("clean_invariance", FIGURES)])
     assert faults(page) == []
     assert "<img" not in page
-    assert page.count("&lt;script&gt;") == 7  # title, summary, statement, source, assumption, caption and the figure's name
+    assert (
+        page.count("&lt;script&gt;") == 7
+    )  # title, summary, statement, source, assumption, caption and the figure's name
     assert page.count("x<sub>k</sub>") == 5  # the title is plain
 
 

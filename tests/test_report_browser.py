@@ -15,8 +15,8 @@ from tests.test_report import FIGURES, faults
 pytestmark = pytest.mark.slow
 WIDTHS = (360, 1280)  # CSS pixels
 LEAST_SPREAD = 5.0  # standard deviation of an image's grey values, 0 to 255; an empty one has 0
-# Runs in a copy of the page, which itself has no script: everything that can be opened is, the layout is measured, and
-# each picture is drawn on its own, to see whether anything is in it.
+# Runs in a copy of the page: everything that can be opened is, the layout is measured, and each picture is drawn on its own,
+# to see whether anything is in it.
 PROBE = """
 <script>
 addEventListener("load", async () => {

@@ -16,7 +16,7 @@ from simulator.theory import limits
 CLAIM = sim.Claim(
     id="P9",
     title="Alignment and uniformity",
-    summary="For many pairs the loss tends to alignment plus uniformity; how many, the temperature decides.",
+    summary="For many pairs the loss tends to two terms: how close partners are, and how evenly embeddings spread.",
     statement=(
         "For independent pairs L − log n tends to −E⟨x,y⟩/τ + E log E e^{⟨x,y⟩/τ}, whose optimum is aligned, uniform and "
         "without a gap, C_d(1/τ) = −1/τ + log[Γ(d/2)(2τ)^{d/2−1} I_{d/2−1}(1/τ)]. The mean deviates by A/n + B/n², both "

@@ -23,7 +23,7 @@ from simulator.training.runs import evaluation_steps
 CLAIM = sim.Claim(
     id="C7",
     title="Collapse is neither necessary nor sufficient",
-    summary="Whether the modalities start apart decides about the gap, not whether they are collapsed.",
+    summary="Whether the modalities start apart decides about the gap, not whether each varies in few directions.",
     statement=(
         "Isotropic clusters that start apart end in a gap orthogonal to their variation; collapsed clusters that start "
         "together end without one: the separation of the start decides, and its shape does not even enter the rate at "

@@ -18,7 +18,7 @@ from simulator.theory.storage import centred_robustness, optimal_centre
 CLAIM = sim.Claim(
     id="N6",
     title="Closing without a condition",
-    summary="One exact number per class lets the gap be closed, whatever the gallery, without changing an answer.",
+    summary="One exact number kept beside each gallery row lets the gap be closed for any gallery.",
     statement=(
         "With the exact scalar −2⟨v, x_k⟩ per class the gallery may move by any v, whatever its rank, and with m·x_k − ½‖x_k‖² "
         "the queries may be scored from any centre m: no clean decision changes. Noise on the rows then counts by "

@@ -18,7 +18,7 @@ from simulator.training.flow import velocity
 CLAIM = sim.Claim(
     id="C2",
     title="Compression along the gap",
-    summary="Around two tight clusters, deviations from the means grow and decay at four exact rates.",
+    summary="While each modality is one tight cluster, deviations from its mean grow or decay at four known rates.",
     statement=(
         "For two tight clusters the gradient is linear in the deviations from the means, with relative error O(ε): "
         "along the gap the common mode has rate −(2/τ)(G²/τ − 1) and the opposite one −(2/τ)(G²/τ + 1), across it "

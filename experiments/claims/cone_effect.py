@@ -26,7 +26,7 @@ from simulator.theory import cones
 CLAIM = sim.Claim(
     id="P1",
     title="Cone effect",
-    summary="Random layers make all inputs more alike.",
+    summary="Before any training, random layers make all inputs alike.",
     statement=(
         "Random layers make inputs more alike: the mean cosine of networks tends, as they get wider, to the recursion of "
         "infinite width at all depths, with and without bias. Theorem 1's threshold on the cosine is sufficient, not necessary: "

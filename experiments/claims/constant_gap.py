@@ -24,7 +24,7 @@ from simulator.theory.constant_gap import predicted_log_closing
 CLAIM = sim.Claim(
     id="P11",
     title="Constant orthogonal gap",
-    summary="Training never closes the gap in coordinates in which both modalities are constant.",
+    summary="“Standard contrastive optimization fails to close the gap.”",
     statement=(
         "“Standard contrastive optimization fails to close the gap”: with one modality random on one block of coordinates, "
         "the other on another and both constant elsewhere, gradient descent leaves the gap in the constant block as it was."

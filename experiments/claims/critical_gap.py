@@ -16,7 +16,7 @@ from simulator.theory import flows
 CLAIM = sim.Claim(
     id="N1",
     title="Critical gap",
-    summary="All variance along the gap decays only beyond a critical gap, which the temperature sets.",
+    summary="Variance along the gap decays only beyond a critical gap, which the temperature sets.",
     statement=(
         "All variance along the gap of two tight clusters decays iff G² > τ (squared distances) or θ_c < θ < π − θ_c, "
         "θ_c = arccos(√(1+τ²) − τ) (unit sphere); the defect ratio falls on either side. For towers whose kernels act on "

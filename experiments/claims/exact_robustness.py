@@ -18,7 +18,7 @@ from simulator.theory.robustness import two_class_error, two_class_robustness
 CLAIM = sim.Claim(
     id="N4",
     title="Exact robustness for any number of classes",
-    summary="The probability that an answer survives noise is one integral, for any number of classes.",
+    summary="The probability that an answer survives noise is one integral, for any number of gallery rows.",
     statement=(
         "Under independent Gaussian noise on every gallery row the squared distances are independent noncentral χ²_d, "
         "so the probability of keeping the answer is ∫ f_j Π (1 − F_k) ds; for two classes it tends to "

@@ -16,7 +16,7 @@ from experiments.setups.trends import spread, worst
 CLAIM = sim.Claim(
     id="C1",
     title="Emergence of a global orthogonal gap",
-    summary="From two cones, training leaves the modalities apart by one vector with little variance along it.",
+    summary="At a small temperature, modalities that start apart end apart by one vector, along which little varies.",
     statement=(
         "From two separated, tight cones, minimising InfoNCE leaves the modalities apart by one global vector, and "
         "compresses the variance along it, relative to other directions; at large temperature the gap closes instead. One set "

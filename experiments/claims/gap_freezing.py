@@ -18,7 +18,7 @@ from simulator.training.flow import velocity
 CLAIM = sim.Claim(
     id="C3",
     title="The gap freezes once nothing varies along it",
-    summary="Once nothing varies along the gap, nothing pushes along it; on the sphere, normalization still does.",
+    summary="Once nothing varies along the gap, nothing pushes along it; scaling rows to unit length still closes it.",
     statement=(
         "Where both modalities are constant along a direction, the loss does not depend on the gap there, and the "
         "gradient of a row along it is (1/nτ)(1 − S)(v·g): the gap is frozen when the softmaxes are doubly stochastic. "

@@ -17,7 +17,7 @@ from simulator.training.runs import initial_params
 CLAIM = sim.Claim(
     id="P3",
     title="Gap against temperature",
-    summary="The gap after training falls with the temperature; retrieval rises and then falls.",
+    summary="The larger the temperature, the smaller the gap after training; retrieval is best in between.",
     statement=(
         "The gap after training falls with the temperature, from scratch and when a trained pair is trained on at another "
         "temperature; retrieval rises and falls again."

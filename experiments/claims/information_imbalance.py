@@ -15,7 +15,7 @@ from experiments.setups.trends import less_than_half, spread, trend, unbiased_ga
 CLAIM = sim.Claim(
     id="P6",
     title="Information imbalance",
-    summary="The more one modality sees that the other does not, the larger the gap, carried by few coordinates.",
+    summary="What only one modality sees widens the gap.",
     statement=(
         "The more information one modality has that the other lacks, the larger the gap that training leaves, in norm and "
         "relative to the distances of the rows; few coordinates of the embedding carry it."

@@ -33,7 +33,7 @@ from simulator.theory.storage import (
 CLAIM = sim.Claim(
     id="N7",
     title="The best linear storage",
-    summary="One linear map, known in closed form, stores a gallery with the least noise in the scores.",
+    summary="One linear map, known in closed form, is the best in which to store a gallery with limited precision.",
     statement=(
         "Rows A⁻ᵀ(x − c), queries A(y − m) and one exact scalar per class keep every decision for every invertible A. Under "
         "noise in proportion to the stored power the mean noise of a score is least for B = AᵀA with B C_y B = C_x, where it "

@@ -15,7 +15,7 @@ from simulator.theory import landscapes
 CLAIM = sim.Claim(
     id="P2",
     title="Loss landscape on the sphere",
-    summary="With a wrong match and a low temperature, the loss on two circles of latitude is smallest at a gap.",
+    summary="With a wrong match, the loss on two circles of latitude is smallest at a gap.",
     statement=(
         "For pairs on two circles of latitude the loss is f(cos θ_x cos θ_y/τ) with f convex, for any longitudes and any "
         "matching. A wrong match makes its minimum s* finite, and then a gap opens at temperatures below 1/s*, "

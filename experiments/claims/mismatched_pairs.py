@@ -19,7 +19,7 @@ from simulator.theory.freezing import simplex_pairs
 CLAIM = sim.Claim(
     id="P5",
     title="Mismatched pairs",
-    summary="Wrong pairs widen the gap; swapping the modalities at random and raising the temperature shrink it.",
+    summary="Wrong pairs widen the gap; swapping the modalities and raising the temperature close it.",
     statement=(
         "A share of wrong pairs raises the gap at which the loss is least, and the gap that training leaves from cones apart; "
         "exchanging the modalities at random during training and raising the temperature shrink it."

@@ -16,7 +16,7 @@ from simulator.theory import phase_one
 CLAIM = sim.Claim(
     id="N2",
     title="The phase-1 law of the gap",
-    summary="How far the gap shrinks while the variance along it falls has a closed form.",
+    summary="How much a gap shrinks while the variance along it falls is known in closed form.",
     statement=(
         "From two tight clusters the gap falls by ln(G₁/G₀) = −½[Var(α+β)/(G₀²−τ) + Var(β−α)/(G₀²+τ)] until the first "
         "minimum of the variance along it, less a share of order ε^{2(r−1)/(r+1)} whose constant is known too: to 4 % for "

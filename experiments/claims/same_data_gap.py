@@ -16,7 +16,7 @@ from experiments.setups.trends import less_than_half, spread, trend, unbiased_ga
 CLAIM = sim.Claim(
     id="P7",
     title="Contrastive gap without modalities",
-    summary="Two encoders of the same data, started together and without wrong pairs, end with a gap too.",
+    summary="Two encoders of the same data end with a gap too.",
     statement=(
         "Two encoders of the same data, without wrong pairs and without a cone at the start, end with a gap; it is larger "
         "for small batches, after equally many steps, and in many dimensions."

@@ -18,7 +18,7 @@ from simulator.theory.storage import centred_robustness
 CLAIM = sim.Claim(
     id="N8",
     title="Which scoring, which side",
-    summary="Which side to move for robustness depends on how answers are scored.",
+    summary="Whether to move the gallery or the queries depends on the scoring: distance, inner product or cosine.",
     statement=(
         "On unit rows and along g' no clean decision depends on scoring or side, but robustness to noise on the rows does: "
         "under distance moving the gallery is moving the queries back; under inner products moving the gallery has no effect "

@@ -18,7 +18,7 @@ from simulator.training.runs import train_replicas
 CLAIM = sim.Claim(
     id="P10",
     title="Sigmoid loss and constellations",
-    summary="The sigmoid loss can reach zero if and only if one level separates right from wrong pairs.",
+    summary="The sigmoid loss can reach zero exactly if one level parts right from wrong pairs with room to spare.",
     statement=(
         "With a trained temperature and bias the sigmoid loss can reach zero if and only if one level separates all "
         "positive from all negative cosines; if that level is 0 and n ≥ d + 2, a direction separates the modalities."

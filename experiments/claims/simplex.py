@@ -18,7 +18,7 @@ from simulator.theory import landscapes
 CLAIM = sim.Claim(
     id="P8",
     title="Simplex",
-    summary="At a fixed temperature the contrastive loss is smallest at a regular simplex without a gap.",
+    summary="The contrastive loss is smallest at a regular simplex without a gap.",
     statement=(
         "At a fixed temperature the contrastive loss of n pairs of unit rows is smallest, "
         "log(1 + (n−1)e^{−n/((n−1)τ)}), where both modalities are the same regular simplex (d ≥ n − 1); with a gap of norm G "

@@ -21,7 +21,7 @@ from simulator.theory import towers as theory
 CLAIM = sim.Claim(
     id="C2T",
     title="Tight-cluster predictions on towers",
-    summary="Networks in tight cones follow the rates of C2, multiplied by the tangent kernel of their start.",
+    summary="Networks follow the rates of C2 too.",
     statement=(
         "Towers in tight cones do not follow the free flow, at any width, depth, tightness and learning rate, under SGD or "
         "Adam, but the free flow multiplied by the tangent kernel of their start. Linear towers do so up to O(ε/τ) under "
