@@ -34,7 +34,7 @@ from simulator.robustness import Target
 CLAIM = sim.Claim(
     id="C6",
     title="Closing the gap after training",
-    summary="Closing the gap after training helps against noise that hits each gallery row by itself, and no other.",
+    summary="Closing the gap after training helps against noise that moves each gallery row by itself along the gap.",
     statement=(
         "Moving the gallery by α g', g' = g − V Vᵀ g, changes no clean decision and raises robustness, up to α = 1, "
         "against noise that is independent between gallery rows (Gaussian, also with noise on the queries; "
