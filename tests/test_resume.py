@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from simulator.sweep import sweep
+from simulator.training.sweep import sweep
 
 import simulator as sim
 from simulator.storage import sweeps
