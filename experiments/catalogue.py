@@ -70,20 +70,25 @@ def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progres
 
 
 def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
-    """The ledger rows of one claim, as plain values for JSON."""
+    """The ledger rows of one claim, as plain values for JSON. Raises ValueError where `CLAIM.expected` names other rows."""
     module = load(stem)
     claim, rows = module.CLAIM, module.judge(data)
-    if len(rows) != len(claim.expected):
-        raise ValueError(f"{stem} judges {len(rows)} rows and CLAIM.expected names {len(claim.expected)} verdicts")
+    names = [row.name for row in rows]
+    wrong = [f"{name!r} is no row" for name in claim.expected if name not in names]
+    wrong += [f"{name!r} has no verdict" for name in names if name not in claim.expected]
+    wrong += [f"{name!r} names {names.count(name)} rows" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if wrong:
+        raise ValueError(f"CLAIM.expected of {stem} must name every row of its judge once: {'; '.join(wrong)}")
     ledger = []
-    for row, expected in zip(rows, claim.expected, strict=True):
+    for row in rows:
         predicted, measured = _at_worst(row.test)
         ledger.append(
             dict(
                 claim=claim.id,
                 stem=stem,
                 source=claim.source,
-                check=f"{row.name} [{row.test.kind}]",
+                row=row.name,
+                check=f"{row.label} [{row.test.kind}]",
                 predicted=predicted,
                 measured=measured,
                 error=_finite(row.test.error()),
@@ -93,7 +98,7 @@ def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
                 condition=row.condition,
                 effect=row.effect,
                 five_percent_off=row.five_percent_off(),
-                expected=expected,
+                expected=claim.expected[row.name],
                 control=row.control_name,
                 control_error=_finite(row.control.error()),
                 control_rejected=row.control_rejected(),

@@ -8,6 +8,7 @@ until `as_expected` compares.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -28,8 +29,10 @@ class Claim:
       statement: one sentence.
       source: paper and theorem, or "derived here".
       assumes: what the statement needs.
-      expected: verdict per row of the ledger, in the order that `judge` returns them.
+      expected: the verdict of every row that `judge` returns, by the row's name.
       summary: one plain sentence, for readers who do not know the notation.
+
+    Raises ValueError for verdicts without names.
     """
 
     id: str
@@ -37,8 +40,15 @@ class Claim:
     statement: str
     source: str
     assumes: str
-    expected: tuple[Verdict, ...]
+    expected: Mapping[str, str]
     summary: str = ""
+
+    def __post_init__(self):
+        if not isinstance(self.expected, Mapping):
+            raise ValueError(
+                f"Claim.expected of {self.id} is {self.expected!r}: give every verdict the name of its row, the first "
+                "argument of sim.Row, as in expected={'squared gap': 'holds'}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,7 +171,7 @@ class Row:
     """One line of a claim's judgement.
 
     Attributes:
-      name: what is compared.
+      name: what `Claim.expected` calls the row; no other row of the claim has it.
       test: the check.
       control: the same check under a near miss, which must fail.
       control_name: the near miss in words.
@@ -171,6 +181,7 @@ class Row:
       effect: what was measured with its standard error and how large the effect is, from the data; a row that does not
         simply hold must have one.
       blunt: why a prediction that is 5 % off would pass, where it would.
+      label: what is compared, for the ledger; the name where it says that already.
     """
 
     name: str
@@ -181,6 +192,10 @@ class Row:
     condition: str = ""
     effect: str = ""
     blunt: str = ""
+    label: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "label", self.label or self.name)
 
     def five_percent_off(self) -> str:
         """What becomes of a prediction that is 5 % off: it fails, or the reason why it cannot."""

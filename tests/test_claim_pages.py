@@ -34,7 +34,7 @@ def test_the_index_gives_a_claim_its_sentence_and_its_verdict(stem):
     claim, index = catalogue.load(stem).CLAIM, (PAGES / "index.md").read_text(encoding="utf-8")
     (line,) = re.findall(rf"^\| \[{claim.id}\]\({stem}\.md\) .*$", index, re.MULTILINE)
     assert f" | {claim.summary} | " in line
-    for verdict in set(claim.expected) - {"holds"}:  # "refuted", or the word "if"
+    for verdict in set(claim.expected.values()) - {"holds"}:  # "refuted", or the word "if"
         assert f"*{verdict.split()[-1]}*" in line or f"*{verdict.capitalize()}*" in line
 
 

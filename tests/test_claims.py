@@ -1,9 +1,12 @@
 """Every kind of check passes what is right, fails a near miss, and fails a prediction off by three tolerances."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from simulator.claims import Check, Row
+from experiments import catalogue
+from simulator.claims import Check, Claim, Row
 
 AT = np.array([1.0, 2.0, 4.0, 8.0])
 EXAMPLES = dict(
@@ -92,3 +95,37 @@ def test_verdicts_follow_from_the_checks():
     assert Row("r", good, bad, "c", outside=good).verdict() == "holds"
     assert Row("r", good, bad, "c").control_rejected()
     assert not Row("r", good, good, "c").control_rejected()
+
+
+def test_a_row_is_labelled_by_its_name_unless_it_says_more():
+    check = EXAMPLES["identity"][0]
+    assert Row("r", check, check, "c").label == "r"
+    assert Row("r", check, check, "c", label="what is compared").label == "what is compared"
+
+
+def claim(expected) -> Claim:
+    return Claim(id="S1", title="t", statement="s", source="here", assumes="nothing", expected=expected)
+
+
+def test_verdicts_by_position_are_refused_with_the_way_to_name_them():
+    with pytest.raises(
+        ValueError, match=r"Claim.expected of S1 is \('holds',\): .*name of its row.*sim.Row.*expected=\{"
+    ):
+        claim(("holds",))
+
+
+@pytest.mark.parametrize(
+    ("expected", "names", "words"),
+    [
+        (["a", "b"], ["a"], "'b' is no row"),
+        (["a"], ["a", "b"], "'b' has no verdict"),
+        (["a"], ["a", "a"], "'a' names 2 rows"),
+    ],
+)
+def test_rows_and_verdicts_have_the_same_names(monkeypatch, expected, names, words):
+    check = EXAMPLES["identity"][0]
+    rows = [Row(name, check, check, "c") for name in names]
+    module = SimpleNamespace(CLAIM=claim(dict.fromkeys(expected, "holds")), judge=lambda data: rows)
+    monkeypatch.setattr(catalogue, "load", lambda stem: module)
+    with pytest.raises(ValueError, match=f"CLAIM.expected of sample must name every row of its judge once: {words}"):
+        catalogue.judge("sample", None, 0.0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments.setups.trends import LEVEL, spread, stated, trend, unbiased_gap, worst
+from experiments.setups.checks import worst
+from experiments.setups.trends import LEVEL, spread, stated, trend, unbiased_gap
 
 U_TURN = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 2.2, 3.2])
 AT = np.arange(7)

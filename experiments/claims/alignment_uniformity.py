@@ -10,6 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import agreement, closest, moves, worst
 from experiments.setups.trends import stated
 from simulator.theory import limits
 
@@ -28,7 +29,8 @@ CLAIM = sim.Claim(
         "simulator/theory/limits.py"
     ),
     assumes="independent pairs, unit rows, one distribution for both modalities, temperature held",
-    expected=("holds", "holds", "holds", "holds", "holds", "holds if"),
+    expected=dict.fromkeys(("expansion", "order", "flawed pairs", "gap costs loss", "bounds"), "holds")
+    | {"limit alone": "holds if"},
 )
 CAPTION = (
     "(a) Mean loss less log n of aligned uniform pairs against n (points), C + A/n + B/n² (lines, where A/n < 2/3), its "
@@ -192,26 +194,26 @@ def judge(data) -> list[sim.Row]:
     def corrected(predicted):
         # The next term, up to 300/n³ (from 40,000 draws), would show at n = 64; from 128 on it is below ½ standard error.
         here = good.sel(size=size[size >= 128])
-        return sim.Check("monte_carlo", grid(here[predicted]), grid(here.optimal), 4.0, grid(here.optimal_error))
+        return agreement(*(grid(values) for values in (here[predicted], here.optimal, here.optimal_error)))
 
     def slope(predicted, pick):
         # At n the deviation is known to 1–7 %, so its slope to .016; B/A tilts it by .02; 4 · .016 + .02 < .1.
         checks = [sim.Check("slope", predicted, values, 0.1, at=size) for values in grid(good.optimal - good.limit)]
-        return pick(checks, key=lambda check: check.error())
+        return pick(checks)
 
     def flawed(predicted, kind=None):
         here = data if kind is None else data.isel(flaw=np.flatnonzero(data.flaw_kind.values == kind))
-        return sim.Check("monte_carlo", here[predicted].values, here.flawed.values, 4.0, here.flawed_error.values)
+        return agreement(here[predicted], here.flawed, here.flawed_error)
 
     gap = data.isel(flaw=np.flatnonzero(data.flaw_kind.values == "gap"))
     at = gap.flaw_size.values
 
     def rises(values):
-        return sim.Check("monotone", np.ones(len(at) - 1), values, 4.0, gap.flawed_error.values, at)
+        return moves(values, gap.flawed_error, at)
 
     def within(upper):
         outside = np.maximum(0.0, np.maximum(grid(data.lower - data.optimal), grid(data.optimal - data[upper])))
-        return sim.Check("monte_carlo", np.zeros(outside.shape), outside, 4.0, grid(data.optimal_error))
+        return agreement(np.zeros(outside.shape), outside, grid(data.optimal_error))
 
     ratio = grid(data["size"] * np.exp(data.limit))
 
@@ -231,41 +233,47 @@ def judge(data) -> list[sim.Row]:
     near = [flawed("flawed_near_miss", kind) for kind in ("gap", "angle", "concentration")]
     return [
         sim.Row(
-            f"mean loss less log n of aligned uniform pairs against C + A/n + B/n², n = 128–{size[-1]}",
+            "expansion",
             corrected("predicted"),
             corrected("without_variance"),
             "A without the variance of the rivals",
+            label=f"mean loss less log n of aligned uniform pairs against C + A/n + B/n², n = 128–{size[-1]}",
         ),
         sim.Row(
-            "exponent of the deviation from the limit C over n, worst (d, τ)",
-            slope(-1.0, max),
-            slope(-0.5, min),
+            "order",
+            slope(-1.0, worst),
+            slope(-0.5, closest),
             "order ½, as the theorem allows",
+            label="exponent of the deviation from the limit C over n, worst (d, τ)",
             blunt="the exponent is known to ± .016, four times as much with the .02 by which B/A tilts it; 5 % of it are .05",
         ),
         sim.Row(
-            f"the same with a gap, with partners at an angle, and concentrated, n = {size[-1]}",
+            "flawed pairs",
             flawed("flawed_predicted"),
-            min(near, key=lambda check: check.error()),
+            closest(near),
             "the closest of: √(1−γ²) for 1−γ²; half the angle; no concentration",
+            label=f"the same with a gap, with partners at an angle, and concentrated, n = {size[-1]}",
         ),
         sim.Row(
-            "the loss rises with the gap of parallel modalities",
+            "gap costs loss",
             rises(gap.flawed.values),
             rises(gap.flawed.values + (1 - 2 * at**2) / TEMPERATURE),
             "uniformity alone, without alignment",
+            label="the loss rises with the gap of parallel modalities",
         ),
         sim.Row(
-            "excess over max(C, −log n) ≤ E L − log n ≤ log(e^C + (1 − e^C)/n), every n, also with too few pairs",
+            "bounds",
             within("upper"),
             within("upper_half"),
             "half the width: 2n for n",
+            label="excess over max(C, −log n) ≤ E L − log n ≤ log(e^C + (1 − e^C)/n), every n, also with too few pairs",
         ),
         sim.Row(
-            "loss less log n against the limit alone, n ≥ 25 e^{−C}",
+            "limit alone",
             limit_alone("limit", wide),
             limit_alone("next_dimension", wide),
             "the sphere of one dimension more",
+            label="loss less log n against the limit alone, n ≥ 25 e^{−C}",
             outside=limit_alone("limit", narrow),
             condition="n ≫ e^{−C}; below e^{−C} pairs the limit asks for a negative loss",
             effect=f"loss less log n less the limit, in nats: {farthest(wide)}, {farthest(narrow)}",

@@ -11,6 +11,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import agreement, closest, moves, worst
 from experiments.setups.random_layers import (
     distinct_cosine,
     layer_by_layer,
@@ -37,7 +38,10 @@ CLAIM = sim.Claim(
         "cosine and finite width derived here: simulator/theory/cones.py"
     ),
     assumes="Gaussian weights of variance σ_w²/fan-in, independent Gaussian biases, wide layers",
-    expected=("holds", "holds", "holds", "holds if", "holds", "holds"),
+    expected=dict.fromkeys(
+        ("recursion", "published experiment", "published numbers", "stationary cosine", "share of layers"), "holds"
+    )
+    | {"rise by layers": "holds if"},
 )
 CAPTION = (
     "(a) Mean cosine of orthogonal inputs, layer by layer: networks, extrapolated to infinite width (points, ± 4 standard "
@@ -243,19 +247,12 @@ def _shares(config: Config) -> dict:
 def judge(data) -> list[sim.Row]:
     """Recursion, published experiment, rise by layers, stationary cosine, shares."""
 
-    def against(predicted, measured, error):
-        return sim.Check("monte_carlo", predicted.values, measured, 4.0, error)
-
     def by_layer(predicted):
         here = data.isel(layer=slice(1, None))
-        return against(predicted.isel(layer=slice(1, None)), here.extrapolated.values, here.extrapolated_error.values)
+        return agreement(predicted.isel(layer=slice(1, None)), here.extrapolated, here.extrapolated_error)
 
     def rises(cosine, error):
-        layer = data.layer.values
-        return sim.Check("monotone", np.ones(len(layer) - 1), cosine.values, 4.0, error.values, layer)
-
-    def closest(checks):
-        return min(checks, key=lambda check: check.error())
+        return moves(cosine, error, data.layer)
 
     replicas = data.replica.values
     scatter = replicas.std(axis=0, ddof=1)
@@ -268,14 +265,13 @@ def judge(data) -> list[sim.Row]:
     ]
 
     def boundary(predicted):
-        return against(predicted, data.stationary.values, data.stationary_error.values)
+        return agreement(predicted, data.stationary, data.stationary_error)
 
     # The expansion is one about the middle: two standard deviations of a layer to either side.
     middle = (data.share_predicted > 0.023) & (data.share_predicted < 0.977)
 
     def share(predicted):
-        predicted, measured, error = (v.values[middle] for v in (predicted, data.share, data.share_error))
-        return sim.Check("monte_carlo", predicted, measured, 4.0, error)
+        return agreement(*(values.values[middle] for values in (predicted, data.share, data.share_error)))
 
     excess = (data.stationary - data.threshold).values
     beyond = lambda i: stated(excess.flat[i], data.stationary_error.values.flat[i])  # noqa: E731
@@ -284,49 +280,55 @@ def judge(data) -> list[sim.Row]:
 
     return [
         sim.Row(
-            f"mean cosine of orthogonal inputs after 1–{data.layer.values[-1]} layers, six kinds of networks, width → ∞",
+            "recursion",
             by_layer(data.recursion),
             closest([by_layer(data.half_bias), by_layer(data.no_bias)]),
             "the closest of: half the bias variance; no bias",
+            label=f"mean cosine of orthogonal inputs after 1–{data.layer.values[-1]} layers, six kinds of networks, width → ∞",
         ),
         sim.Row(
-            "mean cosine over all n² pairs of 1024 Gaussian inputs, width 512, layers 0–5",
-            against(data.published_recursion, repeated, repeated_error),
-            closest([against(data[miss], repeated, repeated_error) for miss in ("distinct_pairs", "infinite_width")]),
+            "published experiment",
+            agreement(data.published_recursion, repeated, repeated_error),
+            closest([agreement(data[miss], repeated, repeated_error) for miss in ("distinct_pairs", "infinite_width")]),
             "the closest of: distinct pairs only; the limit of infinite width",
+            label="mean cosine over all n² pairs of 1024 Gaussian inputs, width 512, layers 0–5",
         ),
         sim.Row(
-            "the six published numbers, in standard deviations of one such network",
-            against(data.published_recursion, data.published.values, one_network),
-            against(data.unit_bias, data.published.values, one_network),
+            "published numbers",
+            agreement(data.published_recursion, data.published.values, one_network),
+            agreement(data.unit_bias, data.published.values, one_network),
             "biases of variance 1 in place of 1/512",
+            label="the six published numbers, in standard deviations of one such network",
             condition=f"one network scatters by {one_network[1]:.4f} after the first layer, where 5 % are seen, and by up to "
             f"{one_network.max():.3f} deeper, where they are not; nor does it tell 512 units from infinitely many, as the row "
             f"before does on {len(replicas)} networks",
         ),
         sim.Row(
-            "the cosine of orthogonal inputs rises with every layer",
-            max(rising, key=lambda check: check.error()),
+            "rise by layers",
+            worst(rising),
             rises(data.beyond, data.beyond_error),
             "ReLU with bias, ‖u‖ = 4‖v‖, cosine 0.95, beyond the stationary one",
+            label="the cosine of orthogonal inputs rises with every layer",
             outside=rises(data.cosine.isel(network=NO_CONE), data.cosine_error.isel(network=NO_CONE)),
             condition="the activation has a mean (E φ ≠ 0) or the layers have biases: tanh without bias makes no cone",
             effect=f"cosine after {data.layer.values[-1]} layers: {last(NO_CONE)} for tanh without bias, elsewhere at least "
             f"{last(weakest)}",
         ),
         sim.Row(
-            "cosine that a ReLU layer with bias leaves as it is, all norms and ratios",
+            "stationary cosine",
             boundary(data.stationary_predicted),
             closest([boundary(data.threshold), boundary(data.before_activation)]),
             "the closest of: Theorem 1's threshold; where the pre-activations stop rising",
+            label="cosine that a ReLU layer with bias leaves as it is, all norms and ratios",
             condition="cosines are below it; Theorem 1's threshold is sufficient and not necessary",
             effect=f"it exceeds the threshold by {beyond(excess.argmin())} to {beyond(excess.argmax())}",
         ),
         sim.Row(
-            f"share of layers of width {data.width.values.tolist()} that do not raise the cosine",
+            "share of layers",
             share(data.share_predicted),
             share(data.twice_the_variance),
             "twice the variance",
+            label=f"share of layers of width {data.width.values.tolist()} that do not raise the cosine",
         ),
     ]
 

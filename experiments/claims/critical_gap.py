@@ -9,6 +9,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import agreement, closest, equals_one, none
 from experiments.setups.clusters import clouds, clusters, flow_variances, time_scale
 from experiments.setups.tower_boundaries import pair_boundaries, random_boundaries
 from simulator.theory import flows
@@ -25,7 +26,9 @@ CLAIM = sim.Claim(
     ),
     source="derived here: theory.md N1; towers: simulator/theory/towers.py",
     assumes="tight clusters; towers in their linear phase, on full batches",
-    expected=("holds",) * 7,
+    expected=dict.fromkeys(
+        ("gap norm", "angle", "upper angle", "signs", "defect ratio", "towers", "random towers"), "holds"
+    ),
 )
 CAPTION = (
     "Critical gap. (a, b) Measured rate of the faster mode along the gap of free embeddings, times τ (colour, clipped "
@@ -226,59 +229,60 @@ def judge(data) -> list[sim.Row]:
     ratio_tolerance = 4 * size * np.max((1 + ratios) / np.sqrt(ratios * data.attrs["ratio_temperature"]))
     misses = ("factor_two", "temperature_squared")
 
-    def boundary(name, which):
+    def boundary(name, label, which):
         def over(prediction):
             measured, predicted = data.measured.sel(boundary=which).values, data[prediction].sel(boundary=which).values
-            return sim.Check("identity", np.ones(measured.shape), measured / predicted[:, None], tolerance)
+            return equals_one(measured / predicted[:, None], tolerance)
 
-        near = min((over(miss) for miss in misses), key=lambda check: check.error())
-        return sim.Row(name, over("predicted"), near, "the closest of: τ/2 for τ; τ² for τ")
+        near = closest(over(miss) for miss in misses)
+        return sim.Row(name, over("predicted"), near, "the closest of: τ/2 for τ; τ² for τ", label=label)
 
     def wrong_cells(predicted):
         wrong = (data.map_rate > 0) != (data[predicted] > 0)
-        return sim.Check("absolute", np.zeros(2), wrong.sum(("map_temperature", "map_point")).values, 0.5)
+        return none(wrong.sum(("map_temperature", "map_point")))
 
-    def ratio(predicted):
-        measured = data.ratio_rate.values / predicted.values[:, None]
-        return sim.Check("identity", np.ones(measured.shape), measured, ratio_tolerance)
+    def rate(predicted):
+        return equals_one(data.ratio_rate.values / predicted.values[:, None], ratio_tolerance)
 
     def networks(prediction):
-        measured = data.tower_measured.mean("tower_seed") / data[f"tower_{prediction}"]
-        return sim.Check("identity", np.ones(measured.shape), measured.values, 0.05)
+        return equals_one(data.tower_measured.mean("tower_seed") / data[f"tower_{prediction}"], 0.05)
 
     def in_time(predicted):
-        predicted = predicted.broadcast_like(data.random_measured).values
-        return sim.Check("monte_carlo", predicted, data.random_measured.values, 4.0, data.random_error.values)
+        return agreement(predicted.broadcast_like(data.random_measured), data.random_measured, data.random_error)
 
-    near_networks = min((networks(miss) for miss in misses), key=lambda check: check.error())
+    near_networks = closest(networks(miss) for miss in misses)
     ends = [in_time(data.random_ends.isel(end=end)) for end in (0, 1)]
     return [
-        boundary("critical gap norm, measured over √τ, every τ", "space"),
-        boundary("critical angle, measured over θ_c(τ), every τ", "sphere, lower"),
-        boundary("upper critical angle, π minus measured over θ_c(τ), every τ", "sphere, upper"),
+        boundary("gap norm", "critical gap norm, measured over √τ, every τ", "space"),
+        boundary("angle", "critical angle, measured over θ_c(τ), every τ", "sphere, lower"),
+        boundary("upper angle", "upper critical angle, π minus measured over θ_c(τ), every τ", "sphere, upper"),
         sim.Row(
-            "cells of the two phase diagrams with the wrong sign",
+            "signs",
             wrong_cells("map_grows"),
             wrong_cells("map_common_grows"),
             "|cos θ| without |·|: no upper boundary",
+            label="cells of the two phase diagrams with the wrong sign",
         ),
         sim.Row(
-            "rate of ln(defect ratio), measured over predicted, below G² = τ and above",
-            ratio(data.ratio_predicted),
-            ratio(data.common_predicted),
+            "defect ratio",
+            rate(data.ratio_predicted),
+            rate(data.common_predicted),
             "the ratio as a criterion: −(4/τ)(G²/τ − 1)",
+            label="rate of ln(defect ratio), measured over predicted, below G² = τ and above",
         ),
         sim.Row(
-            "all three boundaries of MLP towers, SGD and Adam, mean over seeds over predicted, every τ",
+            "towers",
             networks("predicted"),
             near_networks,
             "the closest of: τ/2 for τ; τ² for τ",
+            label="all three boundaries of MLP towers, SGD and Adam, mean over seeds over predicted, every τ",
         ),
         sim.Row(
-            "apparent critical angle of random towers in time, linear and MLP",
+            "random towers",
             in_time(data.random_predicted),
-            min(ends, key=lambda check: check.error()),
+            closest(ends),
             "the closest of: the kernels' alignment at all times; the canonical correlation at all times",
+            label="apparent critical angle of random towers in time, linear and MLP",
         ),
     ]
 

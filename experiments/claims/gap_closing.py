@@ -10,6 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import agreement, closest, none, worst
 from experiments.setups.galleries import nearest_rows
 from experiments.setups.trained_galleries import (
     BASES,
@@ -28,7 +29,7 @@ from experiments.setups.trained_galleries import (
     untold,
     untouched,
 )
-from experiments.setups.trends import stated, worst
+from experiments.setups.trends import stated
 from simulator.robustness import Target
 
 CLAIM = sim.Claim(
@@ -43,7 +44,17 @@ CLAIM = sim.Claim(
     ),
     source="Chowers et al. 2026, Sec. 4, Eq. 11; exact values: theory.md N4; quantisation derived here",
     assumes="V spans the centred gallery and leaves a part of g; Euclidean nearest neighbour",
-    expected=("holds if", "holds", "holds if", "holds", "holds if", "holds if", "holds if", "holds if", "holds if"),
+    expected={
+        "clean decisions": "holds if",
+        "exact values": "holds",
+        "Gaussian noise": "holds if",
+        "untouched noise": "holds",
+        "fixed range": "holds if",
+        "rounding as noise": "holds if",
+        "per-dimension range": "holds if",
+        "[min, max] range": "holds if",
+        "choice of four": "holds if",
+    },
 )
 CAPTION = (
     "Galleries of trained towers (ten of their classes, or all) and of free embeddings. (a) Noise on the gallery, on both "
@@ -191,12 +202,10 @@ def judge(data) -> list[sim.Row]:
     # The towers' galleries of all classes, more than the towers are wide, leave next to no gap to move.
     movable, stuck = [kind for kind in kinds if kind != kinds[1]], [kinds[1]]
 
-    def none(counts):
-        return sim.Check("absolute", np.zeros(counts.shape), counts.values, 0.5)
-
-    def agreement(*triples):
-        flat = [np.concatenate([np.ravel(t[i].values) for t in triples]) for i in range(3)]
-        return sim.Check("monte_carlo", flat[0], flat[1], 4.0, flat[2])
+    def together(*triples):
+        return agreement(
+            *(np.concatenate([np.ravel(values) for values in part]) for part in zip(*triples, strict=True))
+        )
 
     def by_range(bounds, basis="spread", bins=(8,)):
         here = data.sel(range=bounds, basis=basis, bins=list(bins))  # with more bins next to no answer is lost
@@ -213,9 +222,7 @@ def judge(data) -> list[sim.Row]:
     # Rounding to steps q leaves two normal coordinates that differ by D (root mean square) with errors whose difference
     # has variance (q²/6)(1 − (6/π²) exp(−2π² D²/q²) − …): 0.4 % less than that of independent ones at q = 2 D.
     fine = data.step_over_difference.values <= 2.0
-    by_steps = lambda which, name: agreement(  # noqa: E731
-        (data[name][which], data.rounded[which], data.rounded_error[which])
-    )
+    by_steps = lambda which, name: together((data[name][which], data.rounded[which], data.rounded_error[which]))  # noqa: E731
     queries_instead = trend(data.quantized_queries, data.quantized_queries_error)
     has_room = f"g has a part outside the gallery's span ({float(data.moved_share.sel(kind=stuck[0])):.1%} of it at {stuck[0]})"
     spread_out = "g' is spread over coordinates; "
@@ -234,58 +241,58 @@ def judge(data) -> list[sim.Row]:
     near_misses = [none(data.paired_changes.sel(noise=[kind])) for kind in NEAR_MISSES]
     return [
         sim.Row(
-            "clean decisions changed by α g', all principal directions", none(data.changed.sel(components="all")),
-            none(data.changed_by_gap), "moving by g", outside=none(data.changed.isel(components=slice(0, -1))),
+            "clean decisions", none(data.changed.sel(components="all")),
+            none(data.changed_by_gap), "moving by g", label="clean decisions changed by α g', all principal directions", outside=none(data.changed.isel(components=slice(0, -1))),
             condition="V spans the centred gallery; the top r directions do not suffice",
             effect=f"at most {most[0]} decisions change at one α, with the top r directions {most[1]}",
         ),
         sim.Row(
-            "robustness to noise on the gallery and of a choice of four, every (kind, σ², α), against the exact value",
-            agreement(
+            "exact values",
+            together(
                 (data.predicted, data.on_exact, data.draw_error),
                 (data.predicted_choice, data.choice_on_exact, data.choice_draw_error),
             ),
-            agreement((first.wrong_way, first.on_exact, first.draw_error)), "moving by −α g'",
+            together((first.wrong_way, first.on_exact, first.draw_error)), "moving by −α g'", label="robustness to noise on the gallery and of a choice of four, every (kind, σ², α), against the exact value",
         ),
         sim.Row(
-            "robustness rises to α = 1 and falls after, σ² by σ²: noise on the gallery, noise on both",
-            worst([trend(*gaussian(movable), seen), on_side("both")]), on_side("queries"), "noise on the queries alone",
+            "Gaussian noise",
+            worst([trend(*gaussian(movable), seen), on_side("both")]), on_side("queries"), "noise on the queries alone", label="robustness rises to α = 1 and falls after, σ² by σ²: noise on the gallery, noise on both",
             outside=trend(*gaussian(stuck)), condition=f"{has_room}{saves}{untold(seen)})", effect=by_kind(gaussian),
         ),
         sim.Row(
-            "noisy decisions changed by α g': noise on queries, shared, in the centred span, orthogonal to g'",
-            none(data.paired_changes.sel(noise=list(UNTOUCHED))), min(near_misses, key=lambda check: check.error()),
-            f"noise {', '.join(NEAR_MISSES)}: the one that changes least",
+            "untouched noise",
+            none(data.paired_changes.sel(noise=list(UNTOUCHED))), closest(near_misses),
+            f"noise {', '.join(NEAR_MISSES)}: the one that changes least", label="noisy decisions changed by α g': noise on queries, shared, in the centred span, orthogonal to g'",
         ),
         sim.Row(
-            f"robustness to quantisation rises to α = 1: fixed range, {', '.join(map(str, data.bins.values[seen_bins]))} bins",
-            trend(*every, seen_bins), queries_instead, "the queries quantised instead",
+            "fixed range",
+            trend(*every, seen_bins), queries_instead, "the queries quantised instead", label=f"robustness to quantisation rises to α = 1: fixed range, {', '.join(map(str, data.bins.values[seen_bins]))} bins",
             outside=trend(*by_range("fixed", "one coordinate")), condition=f"{all_alike}{saves}{untold(seen_bins)})",
             effect=by_basis("fixed"),
         ),
         sim.Row(
-            "robustness to fixed-range quantisation against the exact value at σ² = step²/12",
-            by_steps(fine, "predicted_rounded"), by_steps(fine, "twice_rounded"), "σ² = step²/6",
+            "rounding as noise",
+            by_steps(fine, "predicted_rounded"), by_steps(fine, "twice_rounded"), "σ² = step²/6", label="robustness to fixed-range quantisation against the exact value at σ² = step²/12",
             outside=by_steps(~fine, "predicted_rounded"),
             condition="the step is at most twice the smallest difference of two rows per coordinate",
             effect=f"measured less predicted share of answers at {float(coarse.step_over_difference):.1f} times that difference {off}",
         ),
         sim.Row(
-            "robustness to quantisation rises to α = 1: per-dimension range, 8 bins",
-            trend(*by_range("per_dimension")), queries_instead, "the queries quantised instead",
+            "per-dimension range",
+            trend(*by_range("per_dimension")), queries_instead, "the queries quantised instead", label="robustness to quantisation rises to α = 1: per-dimension range, 8 bins",
             outside=trend(*by_range("per_dimension", "one coordinate")), condition=all_alike + costs,
             effect=by_basis("per_dimension"),
         ),
         sim.Row(
-            "robustness to quantisation rises to α = 1: [min, max] range, 8 bins",
-            trend(*by_range("minmax")), queries_instead, "the queries quantised instead",
+            "[min, max] range",
+            trend(*by_range("minmax")), queries_instead, "the queries quantised instead", label="robustness to quantisation rises to α = 1: [min, max] range, 8 bins",
             outside=trend(*by_range("minmax", "one coordinate")),
             condition=spread_out + "a shift of one coordinate widens the range, and so the step, of all" + costs,
             effect=by_basis("minmax"),
         ),
         sim.Row(
-            "choice of four: robustness rises to α = 1 and falls after, σ² by σ²",
-            trend(*four("rows", movable), seen_four), trend(*four("query", movable)), "noise on the queries",
+            "choice of four",
+            trend(*four("rows", movable), seen_four), trend(*four("query", movable)), "noise on the queries", label="choice of four: robustness rises to α = 1 and falls after, σ² by σ²",
             outside=trend(*four("rows", stuck)), condition=f"{has_room}{saves}{untold(seen_four)})",
             effect=by_kind(lambda kind: four("rows", kind)),
         ),

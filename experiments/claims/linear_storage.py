@@ -9,6 +9,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import agreement, moves, never_above, none
 from experiments.setups.galleries import core_galleries, nearest_rows, random_classes, two_spectra
 from experiments.setups.quantizers import (
     COLUMN_BITS,
@@ -41,7 +42,19 @@ CLAIM = sim.Claim(
     ),
     source="derived here: theory.md N7",
     assumes="the scalar is kept exactly; noise independent and of equal variance on all coordinates (a random rotation)",
-    expected=("holds", "holds", "holds", "holds", "holds", "holds", "holds", "holds"),
+    expected=dict.fromkeys(
+        (
+            "decisions",
+            "noise factor",
+            "random metrics",
+            "gradient search",
+            "robustness",
+            "robustness rises",
+            "rounding",
+            "rounding to int4 rises",
+        ),
+        "holds",
+    ),
 )
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
@@ -265,18 +278,15 @@ def _rounding(config: Config, gallery, queries, indices) -> dict:
 def judge(data) -> list[sim.Row]:
     """Decisions, the optimum twice, robustness and its order, rounding and its order."""
     ladder, wrong = list(STORAGES), [*STORAGES[:-1], WHITENED]
-    count = lambda name: sim.Check("absolute", np.zeros(data.sizes["gallery"]), data[name].values, 0.5)  # noqa: E731
 
-    def agreement(predicted, name, error):
-        values = [data[n].values.ravel() for n in (predicted, name, error)]
-        return sim.Check("monte_carlo", values[0], values[1], 4.0, values[2])
+    def against(predicted, name):
+        return agreement(*(data[each].values.ravel() for each in (predicted, name, f"{name}_error")))
 
     def identity(predicted, measured, tolerance):
         return sim.Check("identity", data[predicted].values, measured.values, tolerance)
 
     def never_below(name):
-        excess = np.maximum(data[name] - data.random.min("metric"), 0.0) / data[name]
-        return sim.Check("absolute", np.zeros(data.sizes["gallery"]), excess.values, 1e-9)
+        return never_above((data[name] - data.random.min("metric")) / data[name], 1e-9)
 
     def rises(values, errors, steps):
         """On every gallery: one stretch each, with a free step to the next; the one of two spectra, where every storage gains,
@@ -285,40 +295,40 @@ def judge(data) -> list[sim.Row]:
         here, error = (
             each.sel(storage=steps).transpose("gallery", "storage").values[::-1].ravel() for each in (values, errors)
         )
-        return sim.Check("monotone", signs, here, 4.0, error, np.arange(len(here)))
+        return moves(here, error, np.arange(len(here)), signs)
 
     four_bits = data.sel(format="int4")
     return [
-        sim.Row("decisions changed by 20 random maps A and the optimum", count("changed"), count("missed"), "A⁻¹ in place of A⁻ᵀ"),
+        sim.Row("decisions", none(data.changed), none(data.missed), "A⁻¹ in place of A⁻ᵀ", label="decisions changed by 20 random maps A and the optimum"),
         sim.Row(
-            "noise factor at B C_y B = C_x against the squared sum of singular values",
-            identity("optimum", data.at_optimum, 1e-10), identity("commuting", data.at_optimum, 1e-10), "(tr C_y^½ C_x^½)²",
+            "noise factor",
+            identity("optimum", data.at_optimum, 1e-10), identity("commuting", data.at_optimum, 1e-10), "(tr C_y^½ C_x^½)²", label="noise factor at B C_y B = C_x against the squared sum of singular values",
         ),
         sim.Row(
-            "how far the best of 1,000 random metrics falls below the optimum", never_below("optimum"),
-            never_below("whitened"), "whitened queries as optimum",
+            "random metrics", never_below("optimum"),
+            never_below("whitened"), "whitened queries as optimum", label="how far the best of 1,000 random metrics falls below the optimum",
         ),
         sim.Row(
-            "noise factor that gradient search reaches from random starts",
+            "gradient search",
             identity("optimum", data.search.isel(point=-1).max("start"), 1e-6),
-            identity("commuting", data.search.isel(point=-1).max("start"), 1e-6), "(tr C_y^½ C_x^½)²",
+            identity("commuting", data.search.isel(point=-1).max("start"), 1e-6), "(tr C_y^½ C_x^½)²", label="noise factor that gradient search reaches from random starts",
         ),
         sim.Row(
-            "robustness under noise in proportion to the stored power against the exact value",
-            agreement("exact", "measured", "measured_error"), agreement("fixed_noise", "measured", "measured_error"),
-            "noise that does not follow the power",
+            "robustness",
+            against("exact", "measured"), against("fixed_noise", "measured"),
+            "noise that does not follow the power", label="robustness under noise in proportion to the stored power against the exact value",
         ),
         sim.Row(
-            "robustness rises from the gallery as it is to the optimum, every gallery, held-out queries",
-            rises(data.measured, data.measured_error, ladder), rises(data.measured, data.measured_error, wrong), WHITENED,
+            "robustness rises",
+            rises(data.measured, data.measured_error, ladder), rises(data.measured, data.measured_error, wrong), WHITENED, label="robustness rises from the gallery as it is to the optimum, every gallery, held-out queries",
         ),
         sim.Row(
-            "answers kept after rounding to bf16, fp8, int8, int4, int3 against the value for noise step²/12",
-            agreement("predicted_kept", "kept", "kept_error"), agreement("twice_kept", "kept", "kept_error"), "step²/6",
+            "rounding",
+            against("predicted_kept", "kept"), against("twice_kept", "kept"), "step²/6", label="answers kept after rounding to bf16, fp8, int8, int4, int3 against the value for noise step²/12",
         ),
         sim.Row(
-            "answers kept after rounding to int4 rise from the gallery as it is to the optimum, every gallery, held-out queries",
-            rises(four_bits.ladder, four_bits.ladder_error, ladder), rises(four_bits.ladder, four_bits.ladder_error, wrong), WHITENED,
+            "rounding to int4 rises",
+            rises(four_bits.ladder, four_bits.ladder_error, ladder), rises(four_bits.ladder, four_bits.ladder_error, wrong), WHITENED, label="answers kept after rounding to int4 rise from the gallery as it is to the optimum, every gallery, held-out queries",
         ),
     ]  # fmt: skip
 

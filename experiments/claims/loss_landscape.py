@@ -10,6 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import closest
 from simulator.theory import landscapes
 
 CLAIM = sim.Claim(
@@ -23,7 +24,13 @@ CLAIM = sim.Claim(
     ),
     source="Liang et al. 2022 (arXiv 2203.02053), Fig. 3; closed form and threshold derived here: theory.md P2",
     assumes="rows that can only move in latitude, all by the same angle; temperature held",
-    expected=("holds", "holds", "holds", "holds", "holds"),
+    expected={
+        "one curve": "holds",
+        "published latitudes": "holds",
+        "published loss": "holds",
+        "random longitudes": "holds",
+        "no wrong match": "holds",
+    },
 )
 CAPTION = (
     "(a) Loss of the six pairs of Liang et al. with two texts swapped, against the latitude of the texts: measured "
@@ -248,34 +255,39 @@ def judge(data) -> list[sim.Row]:
 
     return [
         sim.Row(
-            "loss at random latitudes of both circles, τ, longitudes and soft pairings",
+            "one curve",
             one_curve(data.lift_predicted),
-            min(near, key=lambda check: check.error()),
+            closest(near),
             "the closest of: f(cos(θ_x − θ_y)/τ); the larger cosine alone",
+            label="loss at random latitudes of both circles, τ, longitudes and soft pairings",
         ),
         sim.Row(
-            f"latitude of least loss in degrees, published pairs, 1/τ = {data.inverse_temperature.values.tolist()}",
+            "published latitudes",
             latitude(data.published_predicted.values, published),
             latitude(data.published_twice.values, published),
             "2s*: Euclid's temperature, half of the cosine's",
+            label=f"latitude of least loss in degrees, published pairs, 1/τ = {data.inverse_temperature.values.tolist()}",
         ),
         sim.Row(
-            "the loss there, published pairs, every 1/τ > s*, in nats",
+            "published loss",
             constant(data.published_loss),
             constant(data.published_loss_twice),
             "f(2s*): Euclid's temperature, half of the cosine's",
+            label="the loss there, published pairs, every 1/τ > s*, in nats",
         ),
         sim.Row(
-            "latitude of least loss in degrees, random longitudes, swapped and soft matchings",
+            "random longitudes",
             latitude(data.random_predicted.values, data.random_latitude.values),
             latitude(data.random_one_way.values, data.random_latitude.values),
             "s* of one direction of the loss",
+            label="latitude of least loss in degrees, random longitudes, swapped and soft matchings",
         ),
         sim.Row(
-            "latitude of least loss in degrees without a wrong match, published and random longitudes",
+            "no wrong match",
             latitude(np.zeros(matched.shape), matched),
             latitude(np.zeros(open_at.sum()), published[open_at]),
             "two texts swapped, 1/τ > s*",
+            label="latitude of least loss in degrees without a wrong match, published and random longitudes",
         ),
     ]
 

@@ -10,8 +10,9 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import worst
 from experiments.setups.trained_points import start_params, train_points
-from experiments.setups.trends import less_than_half, spread, trend, unbiased_gap, worst
+from experiments.setups.trends import less_than_half, spread, trend, unbiased_gap
 
 CLAIM = sim.Claim(
     id="P7",
@@ -23,7 +24,13 @@ CLAIM = sim.Claim(
     ),
     source="Fahim et al. 2024, arXiv 2405.18570",
     assumes="ReLU towers, small temperature, equally many steps; the gap is still moving when training stops",
-    expected=("holds if", "holds", "holds", "holds", "holds"),
+    expected={
+        "appears": "holds if",
+        "batch size": "holds",
+        "equal pairs": "holds",
+        "dimension": "holds",
+        "two cones": "holds",
+    },
 )
 PRECISION = "float32 training"
 CAPTION = (
@@ -123,10 +130,10 @@ def judge(data) -> list[sim.Row]:
     batches, dims, steps = (data[name].values for name in ("batch_size", "embed_dim", "step"))
     end, equal_pairs = gap.isel(step=-1), at_equal_pairs(gap)
 
-    def row(name, curves, at, sign, near_misses, near_miss, **outside):
+    def row(name, label, curves, at, sign, near_misses, near_miss, **outside):
         """The worst of the curves [seed, at] speaks for all."""
         check = lambda curves: worst([trend(curve, at, sign) for curve in curves])  # noqa: E731
-        return sim.Row(name, check(curves), check(near_misses), near_miss, **outside)
+        return sim.Row(name, check(curves), check(near_misses), near_miss, label=label, **outside)
 
     def fall(values):
         """From the smallest to the largest batch in the largest dimension, seed by seed."""
@@ -142,6 +149,7 @@ def judge(data) -> list[sim.Row]:
     widest, smallest = dict(embed_dim=dims.max()), dict(batch_size=batches.min())
     return [
         row(
+            "appears",
             f"no cone: gap grows along training at batch {batches.min()}, d = {dims.max()} "
             f"({spread(grown[:, 0])} at the start, {spread(grown[:, -1])} at step {steps[-1]})",
             [grown.values],
@@ -154,6 +162,7 @@ def judge(data) -> list[sim.Row]:
             effect=f"at {data.attrs['large_temperature']:g} the gap goes from {spread(hot[:, 0])} to {spread(hot[:, -1])}",
         ),
         row(
+            "batch size",
             f"no cone: gap falls with the batch size at equal steps, every dimension (d = {dims.max()}: "
             f"{ends(end.sel(widest), 'batch_size')})",
             list(end.transpose("embed_dim", "seed", "batch_size").values),
@@ -163,15 +172,17 @@ def judge(data) -> list[sim.Row]:
             f"after {steps[EARLY]} steps in place of {steps[-1]:,}",
         ),
         sim.Row(
-            f"no cone, d = {dims.max()}: less than half of that fall is left where all batches have seen as many pairs",
+            "equal pairs",
             less_than_half(fall(equal_pairs), fall(end)),
             less_than_half(fall(end), fall(end)),
             "equal steps in place of equal pairs",
+            label=f"no cone, d = {dims.max()}: less than half of that fall is left where all batches have seen as many pairs",
             condition="most of it is the number of pairs seen, not the size of the batch",
             effect=f"fall from batch {batches.min()} to {batches.max()}: {spread(fall(end))} at equal steps, "
             f"{spread(fall(equal_pairs))} at equal numbers of pairs ({ends(equal_pairs.sel(widest), 'batch_size')})",
         ),
         row(
+            "dimension",
             f"no cone: gap rises with the dimension, every batch size (batch {batches.min()}: "
             f"{ends(end.sel(smallest), 'embed_dim')})",
             list(end.transpose("batch_size", "seed", "embed_dim").values),
@@ -181,6 +192,7 @@ def judge(data) -> list[sim.Row]:
             f"after {steps[BEGUN]} steps in place of {steps[-1]:,}",
         ),
         row(
+            "two cones",
             f"two cones leave more at batch {batches.min()}, d = {dims.max()} ({spread(grown[:, -1])} without, "
             f"{spread(cones[:, -1])} with)",
             [np.stack([grown[:, -1], cones[:, -1]], axis=1)],

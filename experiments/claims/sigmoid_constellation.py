@@ -25,7 +25,13 @@ CLAIM = sim.Claim(
     ),
     source="Bangachev et al. 2025, arXiv 2509.18552; thresholds and bounds: derived here",
     assumes="unit rows, cosine similarity; a margin m > 0: at m = 0 the loss stays above zero",
-    expected=("holds", "holds", "holds", "refuted", "holds"),
+    expected={
+        "dichotomy": "holds",
+        "margin bounds": "holds",
+        "no separator": "holds",
+        "tie": "refuted",
+        "tie exactly": "holds",
+    },
 )
 PRECISION = "float32 training, float64 losses, margins and separators"
 CAPTION = (
@@ -227,37 +233,47 @@ def judge(data) -> list[sim.Row]:
     free = zero.sel(bias=BIASES[0])
     return [
         sim.Row(
-            f"least loss below ln 2/n if and only if m > 0: exceptions among {data.sizes['mixture']} sets of rows, "
-            f"{int(reached.sum())} of them below",
+            "dichotomy",
             mismatches(data.mixture_margin),
             mismatches(data.mixture_rowwise),
             "every positive above the negatives of its own row",
+            label=f"least loss below ln 2/n if and only if m > 0: exceptions among {data.sizes['mixture']} sets of rows, "
+            f"{int(reached.sum())} of them below",
         ),
         sim.Row(
-            f"margin of trained rows within the bounds from loss and scale ({runs[BIASES[0]]} runs with a trained bias, "
-            f"{runs[BIASES[1]]} without, at L < ln 2/n)",
+            "margin bounds",
             outside_bounds(),
             outside_bounds(near_miss=True),
             "the upper bound with L for L/n: the largest of n terms, not of n²",
+            label=f"margin of trained rows within the bounds from loss and scale ({runs[BIASES[0]]} runs with a trained bias, "
+            f"{runs[BIASES[1]]} without, at L < ln 2/n)",
         ),
         sim.Row(
-            f"bias 0, n = {n} ≥ d + 2 = {data.attrs['embed_dim'] + 2}: zero-loss runs without a separating direction (gap "
-            f"{float(zero.gap.sel(bias=BIASES[1]).mean()):.2f}, with a trained bias {float(free.gap.mean()):.2f} and "
-            f"{int(np.sum(free.separable.values == 0))} of {runs[BIASES[0]]} without one)",
+            "no separator",
             inseparable(BIASES[1]),
             inseparable(BIASES[0]),
             "a trained bias: the level is not 0",
+            label=f"bias 0, n = {n} ≥ d + 2 = {data.attrs['embed_dim'] + 2}: zero-loss runs without a separating direction (gap "
+            f"{float(zero.gap.sel(bias=BIASES[1]).mean()):.2f}, with a trained bias {float(free.gap.mean()):.2f} and "
+            f"{int(np.sum(free.separable.values == 0))} of {runs[BIASES[0]]} without one)",
         ),
         sim.Row(
-            f"m ≥ 0 is enough: least loss at m = 0 ({float(data.tie_loss):.4f} nats, for ln 2/n = {threshold:.4f})",
+            "tie",
             at_zero(data.tie_loss),
             at_zero(data.overlap_loss),
             f"m = {float(data.overlap_margin):.3f}",
+            label=f"m ≥ 0 is enough: least loss at m = 0 ({float(data.tie_loss):.4f} nats, for ln 2/n = {threshold:.4f})",
             condition="at m = 0 the loss stays above zero by what the logits tied at the level cost",
             effect=f"least loss {stated(data.tie_loss, abs(data.tie_loss - 4 * threshold))} nats, "
             f"{float(data.tie_loss) / threshold:.2f} ln 2/n",
         ),
-        sim.Row("least loss at m = 0 with four equal logits: 4 ln 2/n", tie(4), tie(2), "two of them counted"),
+        sim.Row(
+            "tie exactly",
+            tie(4),
+            tie(2),
+            "two of them counted",
+            label="least loss at m = 0 with four equal logits: 4 ln 2/n",
+        ),
     ]
 
 

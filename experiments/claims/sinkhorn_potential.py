@@ -26,7 +26,12 @@ CLAIM = sim.Claim(
     ),
     source="derived here: theory.md N3 (first order), simulator.theory.potentials (second order)",
     assumes="squared-Euclidean logits, a soft pairing, G held, a regulariser of the orthogonal parts only, τ/G² small",
-    expected=("holds if", "holds", "holds", "holds"),
+    expected={
+        "potentials": "holds if",
+        "couplings": "holds",
+        "next order": "holds",
+        "spread along the gap": "holds",
+    },
 )
 CAPTION = (
     "Stationary points of the loss plus a ridge across the gap, float64, random soft pairings with uneven marginals, "
@@ -199,10 +204,11 @@ def judge(data) -> list[sim.Row]:
     spread = far.measured.sel(modality="queries").std("row")
     return [
         sim.Row(
-            f"α and β against the potentials of Sinkhorn's iteration, every seed, G = {SHOWN:g}",
+            "potentials",
             residuals(SHOWN),
             residuals(SHOWN, 2.0),
             "potentials G/τ times the residuals in place of 2G/τ",
+            label=f"α and β against the potentials of Sinkhorn's iteration, every seed, G = {SHOWN:g}",
             outside=residuals(ACROSS),
             condition=f"τ/G² is small; at G = {ACROSS:g} it is {data.attrs['temperature'] / ACROSS**2:g}",
             effect="relative error "
@@ -211,22 +217,25 @@ def judge(data) -> list[sim.Row]:
             ),
         ),
         sim.Row(
-            "diag(r) Q^y = Q^x diag(c) = P: exponent of G in the error of the worse",
+            "couplings",
             slope(far.coupling_error.max("softmax"), -2.0),
             slope(far.coupling_error_even.max("softmax"), -2.0),
             "even marginals: its error does not fall",
+            label="diag(r) Q^y = Q^x diag(c) = P: exponent of G in the error of the worse",
         ),
         sim.Row(
-            "error of α and β with the second-order term: exponent of G",
+            "next order",
             slope(relative_errors(far, "second"), -4.0),
             slope(relative_errors(far, "without_lever"), -4.0),
             "G + β − α taken as G in the gradient",
+            label="error of α and β with the second-order term: exponent of G",
         ),
         sim.Row(
-            "standard deviation of β: exponent of G",
+            "spread along the gap",
             slope(spread, -1.0),
             slope(spread, -0.5),
             "the variance, not the standard deviation, as 1/G",
+            label="standard deviation of β: exponent of G",
         ),
     ]
 

@@ -12,7 +12,8 @@ import numpy as np
 import simulator as sim
 from experiments.report import dispute_figures as figures
 from experiments.report.dispute_figures import CLIP_QUERIES, TOP_300, WHOLE_GAP
-from experiments.setups.trends import trend, worst
+from experiments.setups.checks import worst
+from experiments.setups.trends import trend
 
 Results = dict[str, Any]  # stem -> xarray.Dataset
 RIGHT_ANGLE = np.pi / 2

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import simulator as sim
+from experiments.setups.checks import worst
 from experiments.setups.galleries import nearest_rows, prototypes
 from experiments.setups.held_out import train
 from experiments.setups.trained_towers import stack, start
-from experiments.setups.trends import stated, worst
+from experiments.setups.trends import stated
 from simulator.robustness import changed_decisions
 
 FEW = 10  # classes of a small gallery

@@ -35,11 +35,6 @@ def less_than_half(left, whole) -> sim.Check:
     return sim.Check("absolute", 0.0, max(float(upper), 0.0), 1e-3)
 
 
-def worst(checks) -> sim.Check:
-    """The check with the largest error: what holds for it holds for all."""
-    return max(checks, key=lambda check: check.error())
-
-
 def spread(values) -> str:
     """Mean ± standard error over seeds, as text."""
     values = np.ravel(np.asarray(values, float))

@@ -12,3 +12,8 @@ FIGURES = Path(__file__).parents[2] / "figures"
 def quick_measurement(stem: str):
     """The QUICK measurement of a claim, taken once per test process."""
     return catalogue.run(stem, quick=True, out=None, progress=False)
+
+
+def judged(stem: str, data) -> dict:
+    """The rows of a claim by their names."""
+    return {row.name: row for row in catalogue.load(stem).judge(data)}

@@ -13,7 +13,7 @@ from experiments.claims import cone_effect
 from experiments.setups.random_layers import distinct_cosine, layer_by_layer, layer_cosines, mean_cosine, two_inputs
 from simulator.storage.results import load_dataset
 from simulator.theory import cones
-from tests.theorems.common import FIGURES, quick_measurement
+from tests.theorems.common import FIGURES, judged, quick_measurement
 
 
 def expectation(function, rho, variances=(1.0, 1.0), steps=1200, reach=9.0):
@@ -243,7 +243,7 @@ def test_key_decides(key):
 def test_what_one_network_can_tell():
     """5 % in the first layer, not deeper, and not its width, as the row says; many networks tell the width."""
     data = load_dataset(FIGURES / "cone_effect.nc")
-    many, one = cone_effect.judge(data)[1:3]
+    many, one = (judged("cone_effect", data)[name] for name in ("published experiment", "published numbers"))
     five_percent = np.diag([0.0, *[0.05] * 5])
     moved = [dataclasses.replace(one.test, predicted=one.test.predicted * (1 + share)) for share in five_percent[1:]]
     assert [check.passes() for check in moved] == [False, True, True, True, True]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.claims import gap_emergence
 from simulator.storage.results import load_dataset
-from tests.theorems.common import quick_measurement
+from tests.theorems.common import judged, quick_measurement
 
 
 def test_both_outcomes_show_with_eight_seeds():
@@ -20,19 +20,19 @@ def test_both_outcomes_show_with_eight_seeds():
 def test_every_data_set_is_judged_by_the_same_limits():
     """Digits that were not separable, or did not close, would refute; those that do not compress show the condition."""
     data = load_dataset(Path(__file__).parents[2] / "figures" / "gap_emergence.nc")
-    rows = gap_emergence.judge(data)
-    assert [row.verdict() for row in rows] == list(gap_emergence.CLAIM.expected)
-    for number, name in ((0, "separability"), (3, "variance_along_gap_x"), (5, "gap_norm")):
+    rows = judged("gap_emergence", data)
+    assert {name: row.verdict() for name, row in rows.items()} == gap_emergence.CLAIM.expected
+    spoiling = {"separable": "separability", "lowest variance": "variance_along_gap_x", "closed when hot": "gap_norm"}
+    for row, name in spoiling.items():
         spoilt = data.copy(deep=True)
         here = dict(data="digits", step=data.step[-1] if name == "gap_norm" else slice(1, None))
         spoilt[name].loc[here] = 0.5 if name == "separability" else 10.0
-        assert gap_emergence.judge(spoilt)[number].verdict() == "refuted", name
+        assert judged("gap_emergence", spoilt)[row].verdict() == "refuted", name
     # At the small temperature alone: neither row's condition would show without digits.
-    for number in (1, 2):
-        assert not rows[number].outside.passes()
-        assert "digits" in rows[number].effect
-        assert "digits" in rows[number].condition
     cold = data.sel(temperature=data.temperature[:1])
-    for number in (1, 2):
-        assert gap_emergence.judge(cold)[number].verdict() == "holds if"
-        assert gap_emergence.judge(cold.sel(data=["synthetic"]))[number].verdict() == "holds"
+    for name in ("compressed", "global"):
+        assert not rows[name].outside.passes()
+        assert "digits" in rows[name].effect
+        assert "digits" in rows[name].condition
+        assert judged("gap_emergence", cold)[name].verdict() == "holds if"
+        assert judged("gap_emergence", cold.sel(data=["synthetic"]))[name].verdict() == "holds"
