@@ -143,7 +143,7 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 def ledger_table(rows: list[dict[str, Any]]) -> str:
     """The ledger as text."""
-    number = lambda v: "inf" if v is None else f"{v:.4g}"  # noqa: E731
+    number = lambda v: "inf" if v is None else f"{v:.4g}"
     lines = [
         [
             row["claim"],

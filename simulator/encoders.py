@@ -152,7 +152,7 @@ class _Perceptron(nnx.Module):
     """Linear layers with an activation between them; `out` is the last one."""
 
     def __init__(self, widths, activation, hidden_bias, output_bias, rngs, dtype):
-        make = lambda fan_in, fan_out, bias: nnx.Linear(  # noqa: E731
+        make = lambda fan_in, fan_out, bias: nnx.Linear(
             fan_in, fan_out, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs, dot_general=_dot_general
         )
         pairs = list(zip(widths[:-1], widths[1:], strict=True))

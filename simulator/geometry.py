@@ -307,7 +307,7 @@ def _relative_gap(x, y):
     is_zero = [jnp.all(rows == 0, axis=1) for rows in (x, y)]
     # Unit rows of one direction differ by some ε, as each is rounded on its own.
     noise = (4.0 * float(jnp.finfo(x.dtype).eps)) ** 2
-    above = lambda squares, floor: jnp.where(squares > floor, squares, 0.0)  # noqa: E731
+    above = lambda squares, floor: jnp.where(squares > floor, squares, 0.0)
     between = jnp.mean(above(jnp.sum((x - y) ** 2, axis=1), noise) / 2.0 + 0.5 * is_zero[0] + 0.5 * is_zero[1]) / 2.0
     inside = [
         (n * above(jnp.sum((rows - _mean(rows)[None, :]) ** 2), n * noise) + (n - 1) * jnp.sum(zero))

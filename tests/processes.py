@@ -29,7 +29,7 @@ def run_and_count(command, **options):
         import resource
     except ImportError:  # Windows
         return subprocess.run(command, capture_output=True, text=True, **options), 0.0
-    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     before = used()
     done = subprocess.run(command, capture_output=True, text=True, **options)
     return done, used() - before

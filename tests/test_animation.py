@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_the_stored_rows(folder, quick):
         for k in (0, data.sizes["step"] // 2, -1):
             x, y = (data[m][i, k].values.astype(float) for m in "xy")
             np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
-            agrees = lambda values: {n: float(data[n][i, k]) == pytest.approx(v, rel=1e-6) for n, v in values.items()}  # noqa: B023, E731
+            agrees = lambda values: {n: float(data[n][i, k]) == pytest.approx(v, rel=1e-6) for n, v in values.items()}  # noqa: B023
             assert all(agrees(expected(x, y, tau)).values()), (tau, k)
             assert not any(agrees(near_misses(x, y, tau)).values()), (tau, k)
 
@@ -75,7 +75,7 @@ def test_the_stored_training_is_what_the_caption_says():
     data = load_dataset(FIGURES / "emergence.nc")
     steps, gap, compression = data.step.values, data.gap_norm.values, data.compression.values
     np.testing.assert_allclose(gap[:, 0], 2**0.5, rtol=0.03)  # two cones at a right angle
-    at = lambda step: int(np.searchsorted(steps, step))  # noqa: E731
+    at = lambda step: int(np.searchsorted(steps, step))
     assert (compression[:, at(60)] < 0.1).all()
     assert (compression[:, 0] > 0.5).all()
     assert gap[0, at(800)] > 1.0 > 0.05 > gap[1, at(800)]

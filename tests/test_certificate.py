@@ -164,7 +164,7 @@ def test_equal_rows_are_one_answer(arrays):
 
 def test_blocks_of_queries_give_the_same_certificate(arrays):
     gallery, queries = arrays
-    blocks = lambda: iter(np.array_split(queries, 7))  # noqa: E731
+    blocks = lambda: iter(np.array_split(queries, 7))
     for options in (dict(), dict(num_components=2), dict(rule="centred", num_components=2), dict(rule="optimal")):
         whole = sim.GapCloser(**options).fit(gallery, queries)
         parts = sim.GapCloser(**options).fit(gallery, blocks)

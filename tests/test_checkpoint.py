@@ -38,7 +38,7 @@ def test_a_long_run_that_is_killed_continues_to_the_bit(tmp_path):
     finish(begin("whole.npz", "none"))
     folder = tmp_path / "checkpoint"
     process = begin("killed.npz", folder)
-    step = lambda: json.loads((folder / "run.json").read_text())["step"] if (folder / "run.json").exists() else None  # noqa: E731
+    step = lambda: json.loads((folder / "run.json").read_text())["step"] if (folder / "run.json").exists() else None
     while process.poll() is None and step() is None:
         time.sleep(0.01)
     process.kill()

@@ -24,7 +24,7 @@ CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 def prose(text: str) -> str:
     """A page without its code and formulas; what stands inside of other directives stays."""
-    keep = lambda found: "" if CODE.match(found["head"]) else f"{found['head']}\n{found['body']}"  # noqa: E731
+    keep = lambda found: "" if CODE.match(found["head"]) else f"{found['head']}\n{found['body']}"
     return MATHEMATICS.sub("", re.sub(r"`[^`\n]*`", "", FENCE.sub(keep, text)))
 
 

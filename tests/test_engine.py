@@ -69,7 +69,7 @@ def test_float32_training_ends_with_the_same_gaps_as_a_plain_loop():
     keys = jax.random.split(jax.random.key(0), 8)
     gaps = [float(jnp.linalg.norm(sim.gap_vector(*plain_loop(experiment, key)))) for key in keys]
     assert 0.02 * np.std(gaps, ddof=1) / len(gaps) ** 0.5 > 1e-4
-    differences = lambda e: np.abs(train_replicas(e, {}, keys)[0]["gap_norm"][:, -1] - gaps)  # noqa: E731
+    differences = lambda e: np.abs(train_replicas(e, {}, keys)[0]["gap_norm"][:, -1] - gaps)
     assert differences(experiment).max() < 1e-4
     assert differences(dataclasses.replace(experiment, loss=sim.InfoNCE(0.0505))).max() > 1e-4
 
@@ -79,7 +79,7 @@ def test_results_do_not_depend_on_the_slices_of_time_or_the_number_of_blocks(mon
     experiment = sim.Experiment(**SMALL | dict(steps=60))
     keys = jax.random.split(jax.random.key(0), 4)
     whole = train_replicas(experiment, {}, keys, replicas_per_block=2)
-    one = lambda start, stop, bar: ((np.int32(i), np.int32(i + 1)) for i in range(start, stop))  # noqa: E731
+    one = lambda start, stop, bar: ((np.int32(i), np.int32(i + 1)) for i in range(start, stop))
     monkeypatch.setattr(runs, "_slices", one)
     sliced = train_replicas(experiment, {}, keys, replicas_per_block=2)
     for left, right in zip(whole[0].values(), sliced[0].values(), strict=True):
@@ -116,7 +116,7 @@ def test_the_number_of_devices_changes_no_bit():
 
 def test_layouts_leave_no_device_idle(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    join = lambda t, v: t  # noqa: E731
+    join = lambda t, v: t
     for count, size, shards, expected in (
         (1, 8, 1, (8, 1, 8)), (3, 2, 1, (2, 2, 4)), (64, 4, 1, (4, 4, 64)), (20, 4, 1, (4, 4, 32)), (20, 4, 2, (4, 2, 24)),
     ):  # fmt: skip

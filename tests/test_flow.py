@@ -13,16 +13,14 @@ def test_velocity_is_minus_n_times_the_gradient(rng):
     found = velocity(jnp.asarray(x), jnp.asarray(y), temperature=0.5)[1]
     moved = y.copy()
     moved[2, 1] += step
-    loss = lambda y: float(sim.info_nce(x, y, temperature=0.5, similarity="sqeuclidean"))  # noqa: E731
+    loss = lambda y: float(sim.info_nce(x, y, temperature=0.5, similarity="sqeuclidean"))
     np.testing.assert_allclose(found[2, 1], -5 * (loss(moved) - loss(y)) / step, rtol=1e-4)
 
 
 def test_order_four_in_the_step(rng):
     """Halving the step divides the error by 16: the slope of a log–log fit is 4."""
     x, y = rng.normal(size=(2, 6, 3)) * 0.3
-    final = lambda step: np.asarray(  # noqa: E731
-        sim.gradient_flow(x, y, times=[0.0, 0.4], temperature=0.5, max_step=step)[0][-1]
-    )
+    final = lambda step: np.asarray(sim.gradient_flow(x, y, times=[0.0, 0.4], temperature=0.5, max_step=step)[0][-1])
     best, steps = final(0.001), np.array([0.1, 0.05, 0.025])
     errors = [np.abs(final(s) - best).max() for s in steps]
     assert np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(4.0, abs=0.5)

@@ -81,9 +81,7 @@ def test_one_line_where_our_packages_are_not_found_or_another_is_loaded(command,
 @pytest.mark.timeout(1200)
 def test_a_wheel_runs_outside_the_repository(tmp_path, foreign):
     """Built, installed beside the dependencies of this environment, and run where others have packages of our names."""
-    run = lambda *words, **options: subprocess.run(  # noqa: E731
-        list(map(str, words)), capture_output=True, text=True, **options
-    )
+    run = lambda *words, **options: subprocess.run(list(map(str, words)), capture_output=True, text=True, **options)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", tmp_path, ROOT]
     done = run(*build)
     assert done.returncode == 0, done.stderr

@@ -149,7 +149,7 @@ def test_jobs_share_a_store_through_submitit(tmp_path):
     )
     command = [sys.executable, "-m", "experiments", "sweep", "grid.toml", "--store", "s", "--steps", "120"]
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    run = lambda *more: subprocess.run(  # noqa: E731
+    run = lambda *more: subprocess.run(
         [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
     )
     done = run("--workers", "2", "--executor", "local", "--cpus", "1")

@@ -40,7 +40,7 @@ def test_adam_is_adam(rate, dtype):
         found = descend(make_optimizer(sim.Experiment(learning_rate=rate)), dtype)
         assert found.dtype == dtype
         expected = descend(optax.adam(rate), dtype)
-        close = lambda other: np.abs(found - other).max() < (1e-12 if dtype == "float64" else 1e-6)  # noqa: E731
+        close = lambda other: np.abs(found - other).max() < (1e-12 if dtype == "float64" else 1e-6)
         assert close(expected)
         # near misses: beta, epsilon, one step early in the schedule
         assert not close(descend(optax.adam(rate, b2=0.9995), dtype))

@@ -138,7 +138,7 @@ def test_second_derivatives(path):
 def test_one_unsafe_member_of_a_batch_spoils_nobody(block_size):
     good, other = operands(16, 1e-2, jnp.float32), operands(16, 1e-2, jnp.float32, seed=1)
     bad = (good[0], -good[1], *good[2:])
-    function = lambda *o: log_partition(*o, True, block_size)  # noqa: E731
+    function = lambda *o: log_partition(*o, True, block_size)
     batch = [jnp.stack(leaves) for leaves in zip(good, bad, other, strict=True)]
     values, slopes = jax.vmap(jax.value_and_grad(function, argnums=(0, 1)))(*batch)
     for i, arguments in enumerate((good, bad, other)):

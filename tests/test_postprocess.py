@@ -130,7 +130,7 @@ def test_the_safe_alpha_is_where_the_first_query_stops_gaining(rng):
 def test_the_best_alpha_beats_a_fine_grid(rng, options):
     gallery, queries = rng.normal(size=(6, 10)), rng.normal(size=(15, 10)) + 0.7
     closer = sim.GapCloser(**options, alpha="best", sigma=0.4).fit(gallery, queries)
-    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()  # noqa: E731
+    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()
     fine = np.linspace(closer.curve_.alpha[0], closer.curve_.alpha[-1], 60)
     assert value(closer.alpha_) >= max(map(value, fine)) - 1e-9
     assert value(closer.alpha_) == pytest.approx(closer.curve_.robustness.max())
@@ -201,7 +201,7 @@ def test_the_best_alpha_may_lie_beyond_closing(rng, options):
     easy = np.pad(3.0 * gallery[:, :5], ((0, 0), (0, 5))).repeat(4, axis=0)[:20]
     queries = np.concatenate([far, easy])
     closer = sim.GapCloser(**options, alpha="best", sigma=0.4).fit(gallery, queries)
-    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()  # noqa: E731
+    value = lambda a: closer.index(gallery, a).robustness(queries, sigma=0.4).mean()
     tried = {a: value(a) for a in np.linspace(-3.0, 4.0, 57)}
     assert max(tried, key=tried.get) > 1.1
     assert value(closer.alpha_) >= max(tried.values()) - 1e-9
@@ -218,7 +218,7 @@ def test_alpha_star_of_the_centred_rule_is_where_each_query_is_most_robust(rng):
         closer = sim.GapCloser("centred", kept, alpha="safe").fit(gallery, queries)
         peaks = []
         for query in queries:
-            lost = lambda a, c=closer, q=query: -c.index(gallery, a).robustness(q[None, :], sigma=20.0)[0]  # noqa: E731
+            lost = lambda a, c=closer, q=query: -c.index(gallery, a).robustness(q[None, :], sigma=20.0)[0]
             peaks.append(minimize_scalar(lost, bounds=(-8, 10), method="bounded", options=dict(xatol=1e-9)).x)
         np.testing.assert_allclose(peaks, closer.alpha_star_, atol=2e-5)
         assert closer.alpha_ == max(closer.alpha_star_.min(), 0.0)

@@ -168,7 +168,7 @@ def test_the_storage_factors(arrays):
 
     rows, queries = arrays["clip_gallery"], arrays["clip_queries"]
     zero, x, y = np.zeros(512), rows.mean(axis=0), queries.mean(axis=0)
-    trace = lambda r, c: np.trace(second_moment(r, c))  # noqa: E731
+    trace = lambda r, c: np.trace(second_moment(r, c))
     first = trace(rows, zero) * trace(queries, zero)
     found = [trace(rows, zero) * trace(queries, y), trace(rows, x) * trace(queries, y)]
     moments = second_moment(rows, x), second_moment(queries, y)

@@ -258,7 +258,7 @@ def test_setting_loses_no_letter_of_a_claim(stem):
     claim = module.CLAIM
     for text in (claim.statement, claim.source, claim.assumes, module.CAPTION):
         shown = _Page(set_text(text, {"N2"})).text
-        plain = lambda words: re.sub(r"[\W_]+", "", re.sub(r"\b1e-0*(\d)", r"10\1", words))  # noqa: E731
+        plain = lambda words: re.sub(r"[\W_]+", "", re.sub(r"\b1e-0*(\d)", r"10\1", words))
         assert plain(shown) == plain(text)
         assert not re.search(r"[\w)]_\{|\^[{(\w−]", shown), shown
         assert text.count("'") == shown.count("'")

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from simulator.training.sweep import sweep
 
 import simulator as sim
 from simulator.storage import sweeps
+from simulator.training.sweep import sweep
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_what_is_no_store_is_left_alone(tmp_path, experiment):
 
 def test_schedules_with_other_numbers_are_other_sweeps(tmp_path, experiment):
     arguments = dict(over={"loss.temperature": [0.05]}, seeds=1, key=jax.random.key(0), store=tmp_path / "s")
-    with_schedule = lambda *numbers: sim.Experiment(  # noqa: E731
+    with_schedule = lambda *numbers: sim.Experiment(
         **vars(experiment) | dict(learning_rate=optax.linear_schedule(*numbers, 20))
     )
     first = sweep(with_schedule(1e-3, 1e-4), **arguments)

@@ -88,7 +88,7 @@ def test_every_measure_equals_measure_gap(rng, num_x):
 
 def test_marginal_errors_are_zero_for_doubly_stochastic_softmaxes_of_any_shape():
     """A square and an octagon whose corners lie evenly around those of the square: all rows of each are alike."""
-    circle = lambda angles: np.stack([np.cos(angles), np.sin(angles)], axis=1)  # noqa: E731
+    circle = lambda angles: np.stack([np.cos(angles), np.sin(angles)], axis=1)
     x, y = circle(np.pi / 2 * np.arange(4)), circle(np.pi / 4 * (np.arange(8) + 0.5))
     found = streaming.marginal_errors(lambda: blocks(x, 3), lambda: blocks(y, 5), temperature=0.3)
     np.testing.assert_allclose(found, 0.0, atol=1e-14)
@@ -149,7 +149,7 @@ def test_triangular_factor_sees_what_the_covariance_loses(rng):
 
 def test_random_rows_are_distinct_in_order_and_reach_every_block(rng):
     rows = np.arange(100.0)[:, None]
-    blocks = lambda: iter(np.array_split(rows, 7))  # noqa: E731
+    blocks = lambda: iter(np.array_split(rows, 7))
     found = streaming.random_rows(blocks, 100, 40)[:, 0]
     assert len(found) == 40
     assert np.all(np.diff(found) > 0)

@@ -55,7 +55,7 @@ def test_relu_and_its_derivative(dtype):
     rows = jnp.asarray([-jnp.inf, limits.min, -1, -limits.tiny, -0.0, 0.0, limits.tiny, 1, limits.max, jnp.inf], dtype)
     for function in (_relu, jax.vmap(_relu), jax.jit(_relu)):
         np.testing.assert_array_equal(function(rows), jax.nn.relu(rows))
-    slope = lambda f: jax.vmap(jax.grad(lambda r: 3.0 * f(r)))(rows)  # noqa: E731
+    slope = lambda f: jax.vmap(jax.grad(lambda r: 3.0 * f(r)))(rows)
     np.testing.assert_array_equal(slope(_relu), slope(jax.nn.relu))
     assert np.isnan(_relu(jnp.asarray(jnp.nan, dtype)))
     # Near miss: one whose derivative at 0 is 1/2.

@@ -151,7 +151,7 @@ def definitions(facts, targets, docname):
 
 def table(rows):
     """One line per row of the claim's ledger, with the near miss that the same check rejects."""
-    number = lambda value: "∞" if value is None else f"{value:.4g}"  # noqa: E731
+    number = lambda value: "∞" if value is None else f"{value:.4g}"
     group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in HEADER), cols=len(HEADER))
     lines = []
     for row in rows:

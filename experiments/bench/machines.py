@@ -83,7 +83,7 @@ def matmul(n: int) -> Task:
     import jax
     import jax.numpy as jnp
 
-    product = lambda a: jax.lax.fori_loop(0, 4, lambda _, b: a @ b, a)  # noqa: E731
+    product = lambda a: jax.lax.fori_loop(0, 4, lambda _, b: a @ b, a)
     return _on_all(product, jnp.ones((n, n)) / n, 4 * 2.0 * n**3)
 
 
@@ -93,7 +93,7 @@ def stream(n: int) -> Task:
     import jax
     import jax.numpy as jnp
 
-    passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: a + 0.5 * b, a)  # noqa: E731
+    passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: a + 0.5 * b, a)
     return _on_all(passes, jnp.ones(n), 64 * 3 * 4.0 * n)
 
 
@@ -103,7 +103,7 @@ def exponentials(n: int) -> Task:
     import jax
     import jax.numpy as jnp
 
-    passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: jnp.exp(-b), a)  # noqa: E731
+    passes = lambda a: jax.lax.fori_loop(0, 64, lambda _, b: jnp.exp(-b), a)
     return _on_all(passes, jnp.ones(n), 64.0 * n)
 
 

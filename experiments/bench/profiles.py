@@ -30,7 +30,7 @@ def profile(n: int, replicas: int, data: str, embed_dim: int) -> dict[str, float
     import jax
 
     program, arguments, keywords = trained_program(n, replicas, data, embed_dim)
-    run = lambda steps: jax.block_until_ready(program(*arguments(steps), **keywords))  # noqa: E731
+    run = lambda steps: jax.block_until_ready(program(*arguments(steps), **keywords))
     run(4)
     started = time.perf_counter()
     run(8)

@@ -92,7 +92,7 @@ def render(data) -> str:
     """The rows as a table, then what is no rate."""
     from experiments.catalogue import table
 
-    number = lambda v: "" if v is None else f"{v:.3g}"  # noqa: E731
+    number = lambda v: "" if v is None else f"{v:.3g}"
     lines = [
         [
             row["engine"], str(row["n"]), str(row["d"]), str(row["replicas"]), row["data"], row["setting"], f"{row['median']:.0f}",
@@ -105,7 +105,7 @@ def render(data) -> str:
         "engine", "n", "d", "replicas", "data", "setting", "replica-steps/s", "rounds", "× PyTorch", "× jax.jit", "× nnx.jit",
         "of matmul rate", "peak MiB",
     ]  # fmt: skip
-    between = lambda v, unit="": f"{v[0]:.3g}{unit} ({v[1]:.3g} to {v[2]:.3g})"  # noqa: E731
+    between = lambda v, unit="": f"{v[0]:.3g}{unit} ({v[1]:.3g} to {v[2]:.3g})"
     all_products = (
         cost_model.all_busy(data).sel(rate="matmul 2048").transpose("round", "machine_group", "turn").values / 1e9
     )
@@ -133,8 +133,8 @@ def store(data, out: Path) -> None:
 def markdown(data) -> str:
     """The table of a stored bench: ratios in one run (lowest to highest round), and where the cycles go."""
     lines: list[str] = []
-    number = lambda m, low, high: f"{m:.3g} ({low:.3g}–{high:.3g})"  # noqa: E731
-    percent = lambda m, low, high: f"{m:.0%} ({low:.0%}–{high:.0%})"  # noqa: E731
+    number = lambda m, low, high: f"{m:.3g} ({low:.3g}–{high:.3g})"
+    percent = lambda m, low, high: f"{m:.0%} ({low:.0%}–{high:.0%})"
 
     def add(label, cells):
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

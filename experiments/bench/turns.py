@@ -38,7 +38,7 @@ FIRST_RESULT: Point = ("first_result", 64, 64, "fixed", EMBED)
 def machine_points(group: int) -> list[Point]:
     """The machine's rates with as many cores as the points of a group use; messages need all of them."""
     cores = len(os.sched_getaffinity(0))
-    used = lambda name: 1 if group == ONE_CORE and name != "permutes" else cores  # noqa: E731
+    used = lambda name: 1 if group == ONE_CORE and name != "permutes" else cores
     return [(name, size, used(name), "fixed", EMBED) for name, size in MACHINE_RATES]
 
 

@@ -102,7 +102,7 @@ def _loss(x, y, temperature):
 def mean_loss(sample, num_pairs: int, temperature: float, draws: int, seed) -> tuple[float, float]:
     """Mean loss less log n over independent draws of n pairs, and its standard error; sample(rng, n) -> (x, y)."""
     rng = np.random.default_rng(seed)
-    widen = lambda rows: np.pad(rows, ((0, 0), (0, WIDTH - rows.shape[1])))  # noqa: E731
+    widen = lambda rows: np.pad(rows, ((0, 0), (0, WIDTH - rows.shape[1])))
     losses = np.array([float(_loss(*map(widen, sample(rng, num_pairs)), temperature)) for _ in range(draws)])
     return losses.mean() - np.log(num_pairs), losses.std(ddof=1) / draws**0.5
 
@@ -178,7 +178,7 @@ def _flawed(config: Config) -> dict:
     )
     for predict, pairs, sizes in kinds:
         for size in sizes:
-            sample = lambda rng, n, pairs=pairs, size=size: pairs(rng, n, size)  # noqa: E731
+            sample = lambda rng, n, pairs=pairs, size=size: pairs(rng, n, size)
             mean, error = mean_loss(sample, n, TEMPERATURE, config.draws, [config.seed, 100, len(rows)])
             values = [law.at(n) for law in predict(size)]
             rows.append((predict.__name__, size, mean, error, *values))
@@ -189,7 +189,7 @@ def _flawed(config: Config) -> dict:
 def judge(data) -> list[sim.Row]:
     """Limit and corrections, their order, flawed pairs, the optimal gap, bounds for every n, and the range of the limit."""
     size, good = data["size"].values, data.isel(optimum=slice(0, -1))  # the last optimum has too few pairs
-    grid = lambda values: values.transpose("optimum", "size").values  # noqa: E731
+    grid = lambda values: values.transpose("optimum", "size").values
 
     def corrected(predicted):
         # The next term, up to 300/n³ (from 40,000 draws), would show at n = 64; from 128 on it is below ½ standard error.

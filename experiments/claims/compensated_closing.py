@@ -188,7 +188,7 @@ def _scalars(config: Config, gallery, queries) -> dict:
 def _centres(config: Config, gallery, queries) -> dict:
     """Mean robustness at the best centre and at the mean query, and the best that other centres reach."""
     rng, mean = np.random.default_rng(config.seed), queries.mean(axis=0)
-    value = lambda m: float(centred_robustness(gallery, queries, sigma=config.sigma, centre=m).mean())  # noqa: E731
+    value = lambda m: float(centred_robustness(gallery, queries, sigma=config.sigma, centre=m).mean())
     best = optimal_centre(gallery, queries, sigma=config.sigma)
     others = [best + t * (mean - best) for t in (-1.0, -0.1, 0.1, 0.5, 1.0, 2.0)]
     spread = np.sqrt(np.mean(np.sum((queries - mean[None, :]) ** 2, axis=1)))

@@ -182,7 +182,7 @@ def _as_published(config: Config) -> dict:
     )
     shift = cones.finite_width_shift(path, width=width, bias_variance=1.0 / width) @ weights
     wide, unit = path.cosine @ weights, unit.cosine @ weights
-    with_itself = lambda mean: mean + (1 - mean) / n  # noqa: E731
+    with_itself = lambda mean: mean + (1 - mean) / n
     dims = ("published_layer",)
     return dict(
         replica=(("replica", *dims), found),
@@ -205,7 +205,7 @@ def _stationary(config: Config) -> dict:
     for i, j in np.ndindex(values.shape[1:]):
         ratio, norm_v = config.norm_ratios[j], NORMS[i]
         norm_u = ratio * norm_v
-        rise = lambda c: float(np.mean(layer_cosines(layers, norm_u, norm_v, c))) - c  # noqa: B023, E731
+        rise = lambda c: float(np.mean(layer_cosines(layers, norm_u, norm_v, c))) - c  # noqa: B023
         found = brentq(rise, 0.0, 1.0 - 1e-9, xtol=1e-6)
         # The root of a mean: its error is that of the mean over the slope.
         error = layer_cosines(layers, norm_u, norm_v, found).std(ddof=1) / layers.shape[1] ** 0.5
@@ -274,8 +274,8 @@ def judge(data) -> list[sim.Row]:
         return agreement(*(values.values[middle] for values in (predicted, data.share, data.share_error)))
 
     excess = (data.stationary - data.threshold).values
-    beyond = lambda i: stated(excess.flat[i], data.stationary_error.values.flat[i])  # noqa: E731
-    last = lambda i: stated(data.cosine[i, -1], data.cosine_error[i, -1])  # noqa: E731
+    beyond = lambda i: stated(excess.flat[i], data.stationary_error.values.flat[i])
+    last = lambda i: stated(data.cosine[i, -1], data.cosine_error[i, -1])
     weakest = int(np.argmin(data.cosine[CONES, -1].values))
 
     return [

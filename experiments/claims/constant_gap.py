@@ -78,7 +78,7 @@ def start(config: Config, rng):
     n, (first, second, rest) = config.num_pairs, config.blocks
     constant_x, constant_y = rng.normal(size=second + rest), rng.normal(size=first + rest)
     plane = np.linalg.qr(np.stack([constant_x[second:], constant_y[first:]], axis=1))[0]
-    repeat = lambda values: np.tile(values, (n, 1))  # noqa: E731
+    repeat = lambda values: np.tile(values, (n, 1))
 
     def random(width):
         rows = rng.normal(size=(n, width))

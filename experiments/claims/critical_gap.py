@@ -322,7 +322,7 @@ def _draw_map(axis, data, geometry: int):
         if geometry == 1:
             axis.plot(line, 180 - curve, color=color, linestyle=style)
     for which, boundary in [(0, "space")] if geometry == 0 else [(0, "sphere, lower"), (180, "sphere, upper")]:
-        shown = lambda values: which - values if which else values  # noqa: B023, E731
+        shown = lambda values: which - values if which else values  # noqa: B023
         place = scale * data.measured.sel(boundary=boundary).mean("seed")
         points = dict(marker="o", linestyle="none", color="black", markerfacecolor="white")
         axis.plot(data.temperature, shown(place), label=None if which else "free embeddings", **points)
@@ -361,7 +361,7 @@ def _draw_ratio(axis, data):
 
 def _draw_towers(axis, data):
     tau = data.attrs["random_temperature"]
-    coupling = lambda angle: np.sin(angle) ** 2 / (2 * tau * np.cos(angle))  # noqa: E731
+    coupling = lambda angle: np.sin(angle) ** 2 / (2 * tau * np.cos(angle))
     for k, name in enumerate(data.random.values):
         here, color = data.isel(random=k), plotting.COLORS[k]
         low, mean, high = (coupling(here.random_measured + s * here.random_error).values for s in (-2, 0, 2))

@@ -336,7 +336,7 @@ def draw(data):
         top.errorbar(sigma[here], data.measured[here], 4 * error[here], color=look["color"], fmt=marker, markersize=4)
     top.set(xscale="log", ylabel="P(answer kept)", ylim=(0, 1.04), title="keeping the answer")
     top.tick_params(labelbottom=False)
-    score = lambda predicted: np.clip((data.measured - predicted) / error, -10, 10)  # noqa: E731
+    score = lambda predicted: np.clip((data.measured - predicted) / error, -10, 10)
     bottom.axhspan(-4, 4, color=plotting.COLORS[0], alpha=0.12, linewidth=0)
     bottom.plot(sigma, score(data["product"]), "x", color=grey)
     bottom.plot(sigma, score(data.exact), "o", color=plotting.COLORS[0])

@@ -141,7 +141,7 @@ def _clean(config: Config, galleries) -> dict:
     for gallery, queries, labels in galleries:
         answers = nearest_rows(gallery, queries)
         rules = [sim.GapCloser(num_components=r).fit(gallery, queries) for r in (*config.components, None)]
-        counts = lambda v: [np.sum(nearest_rows(gallery + a * v, queries) != answers) for a in config.alphas]  # noqa: B023, E731
+        counts = lambda v: [np.sum(nearest_rows(gallery + a * v, queries) != answers) for a in config.alphas]  # noqa: B023
         changed = changed + np.array([counts(rule.direction_[None, :]) for rule in rules])
         by_gap = by_gap + np.array(counts(rules[-1].gap_[None, :]))
         share.append(np.sum(rules[-1].direction_ ** 2) / np.sum(rules[-1].gap_ ** 2))
@@ -211,9 +211,9 @@ def judge(data) -> list[sim.Row]:
         here = data.sel(range=bounds, basis=basis, bins=list(bins))  # with more bins next to no answer is lost
         return here.quantized, here.quantized_error
 
-    gaussian = lambda of: (data.measured.sel(kind=of), data.population_error.sel(kind=of))  # noqa: E731
-    on_side = lambda on: trend(data.by_side.sel(on=on), data.by_side_error.sel(on=on))  # noqa: E731
-    four = lambda target, of: tuple(data[n].sel(target=target, kind=of) for n in ("choice", "choice_error"))  # noqa: E731
+    gaussian = lambda of: (data.measured.sel(kind=of), data.population_error.sel(kind=of))
+    on_side = lambda on: trend(data.by_side.sel(on=on), data.by_side_error.sel(on=on))
+    four = lambda target, of: tuple(data[n].sel(target=target, kind=of) for n in ("choice", "choice_error"))
     seen = told(data.predicted.sel(kind=movable), gaussian(movable)[1])
     seen_four = told(data.predicted_choice.sel(kind=movable), four("rows", movable)[1])
     every = by_range("fixed", bins=data.bins.values)
@@ -222,7 +222,7 @@ def judge(data) -> list[sim.Row]:
     # Rounding to steps q leaves two normal coordinates that differ by D (root mean square) with errors whose difference
     # has variance (q²/6)(1 − (6/π²) exp(−2π² D²/q²) − …): 0.4 % less than that of independent ones at q = 2 D.
     fine = data.step_over_difference.values <= 2.0
-    by_steps = lambda which, name: together((data[name][which], data.rounded[which], data.rounded_error[which]))  # noqa: E731
+    by_steps = lambda which, name: together((data[name][which], data.rounded[which], data.rounded_error[which]))
     queries_instead = trend(data.quantized_queries, data.quantized_queries_error)
     has_room = f"g has a part outside the gallery's span ({float(data.moved_share.sel(kind=stuck[0])):.1%} of it at {stuck[0]})"
     spread_out = "g' is spread over coordinates; "
@@ -230,7 +230,7 @@ def judge(data) -> list[sim.Row]:
     costs = "; and the step costs answers, which finer ones hardly do"
     saves = ", and closing has answers to save (too few to tell: "
     most = [f"{int(v.max())} of {int(data.clean_decisions[0])}" for v in (data.changed[:, -1], data.changed[:, :-1])]
-    by_kind = lambda pick: "largest gain: " + "; ".join(f"{gained(*pick(kind))}, {kind}" for kind in kinds)  # noqa: E731
+    by_kind = lambda pick: "largest gain: " + "; ".join(f"{gained(*pick(kind))}, {kind}" for kind in kinds)
 
     def by_basis(bounds):
         gains = (f"{gained(*by_range(bounds, basis))} with g' {basis}" for basis in BASES)

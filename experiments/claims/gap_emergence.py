@@ -182,7 +182,7 @@ def judge(data) -> list[sim.Row]:
         return lambda name: max(upper(over_start(name, of, m, lowest)) for m in "xy")
 
     def left(temperature):
-        start = lambda name: at(name, temperature, wide, 0).gap_norm  # noqa: E731
+        start = lambda name: at(name, temperature, wide, 0).gap_norm
         return lambda name: upper(at(name, temperature, wide).gap_norm / start(name))
 
     def each(value):

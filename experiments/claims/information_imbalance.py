@@ -138,7 +138,7 @@ def judge(data) -> list[sim.Row]:
         f"the learned temperature ends at {spread(temperature[:, 0])} and {spread(temperature[:, -1])}; fixed at "
         f"{float(data.temperature.sel(setting=fixed).mean()):g}, the gap goes from {spread(other[:, 0])} to {spread(other[:, -1])}"
     )
-    rise = lambda setting: np.subtract(*data.gap.sel(setting=setting).values.T[[-1, 0]])  # noqa: E731
+    rise = lambda setting: np.subtract(*data.gap.sel(setting=setting).values.T[[-1, 0]])
     share, d = data.largest.sel(setting=learned)[:, -1].values, data.attrs["embed_dim"]
     random = random_shares(len(share), d, seed=0)
     return [

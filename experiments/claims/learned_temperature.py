@@ -242,7 +242,7 @@ def relative_change(data, kind: str, parametrisation: str, rate: float, law=None
     half_gap, scale = here[f"{kind}_half_gap"].values, here[f"{kind}_scale"].values
     if law is None:
         settings: dict[str, Any] = dict(parametrisation=parametrisation, rate=rate, shared=kind == "shared")
-        law = lambda g, s: invariants.log_invariant(g, s, **settings)  # noqa: E731
+        law = lambda g, s: invariants.log_invariant(g, s, **settings)
     lost = np.logical_or.accumulate(half_gap <= RESOLVED[kind], axis=1)
     values = law(np.where(lost, 0.5, half_gap), np.where(lost, 1.0, scale))
     return np.ma.masked_array(np.exp(np.where(lost, 0.0, values - values[:, :1])), lost)

@@ -89,7 +89,7 @@ def measured_latitude(longitudes_x, longitudes_y, temperature: float, pairing=No
     """
     from scipy.optimize import minimize_scalar
 
-    loss = lambda latitude: loss_at(longitudes_x, longitudes_y, latitude, 0.0, temperature, pairing)  # noqa: E731
+    loss = lambda latitude: loss_at(longitudes_x, longitudes_y, latitude, 0.0, temperature, pairing)
     grid = np.linspace(0, np.pi / 2, 46)
     at = int(np.argmin([loss(latitude) for latitude in grid]))
     bounds = (grid[at - 1] if at else -grid[1], grid[min(at + 1, len(grid) - 1)])
@@ -229,7 +229,7 @@ def _one_directional_scale(similarities, pairing) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    one_way = lambda scale: -np.sum(pairing * log_softmax(scale * similarities, axis=0))  # noqa: E731
+    one_way = lambda scale: -np.sum(pairing * log_softmax(scale * similarities, axis=0))
     return max(0.0, float(minimize_scalar(one_way, bracket=(1.0, 10.0)).x))
 
 

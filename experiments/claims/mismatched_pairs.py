@@ -251,7 +251,7 @@ def judge(data) -> list[sim.Row]:
         return [np.polyfit(share[1:], curve[1:], 1)[0] for curve in gaps.values]
 
     def row(name, label, values, sign, near_miss, control_name, outside=None, **reason):
-        along = lambda curve: trend(curve, curve[curve.dims[-1]].values, sign)  # noqa: E731
+        along = lambda curve: trend(curve, curve[curve.dims[-1]].values, sign)
         return sim.Row(
             name,
             along(values),

@@ -271,7 +271,7 @@ def _average(config: Config):
         [np.sum(nearest_rows(gallery + a * v[None, :], queries) != answers) for a in alphas]
         for v in (closer.direction_, closer.gap_)
     ]
-    exact = lambda rows: [sim.exact_robustness(m, rows, sigma=config.sigma).mean() for m in moved]  # noqa: E731
+    exact = lambda rows: [sim.exact_robustness(m, rows, sigma=config.sigma).mean() for m in moved]
     return xr.Dataset(
         dict(
             average=("alpha", [e.mean for e in estimates]),
@@ -314,7 +314,7 @@ def judge(data) -> list[sim.Row]:
     )
     average, up = (values["average"], values["average_error"]), data.alpha.values <= 1.0
     mixed = moves(average[0][up], average[1][up], data.alpha[up])
-    moved = lambda c: stated(c.measured[-1] - c.measured[0], np.hypot(c.standard_error[0], c.standard_error[-1]))  # noqa: E731
+    moved = lambda c: stated(c.measured[-1] - c.measured[0], np.hypot(c.standard_error[0], c.standard_error[-1]))
     averages = [agreement(values[name], *average) for name in ("predicted_average", "aligned_average")]
     unchanged = [none(counts) for counts in values["changed"]]
     slope, difference = values["predicted_distribution_slope"], values["predicted_difference"]

@@ -132,7 +132,7 @@ def judge(data) -> list[sim.Row]:
 
     def row(name, label, curves, at, sign, near_misses, near_miss, **outside):
         """The worst of the curves [seed, at] speaks for all."""
-        check = lambda curves: worst([trend(curve, at, sign) for curve in curves])  # noqa: E731
+        check = lambda curves: worst([trend(curve, at, sign) for curve in curves])
         return sim.Row(name, check(curves), check(near_misses), near_miss, label=label, **outside)
 
     def fall(values):

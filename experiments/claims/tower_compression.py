@@ -81,12 +81,12 @@ QUICK = Config(
 
 def settings(config: Config) -> dict[tuple[str, float], Setting]:
     """(factor, level) -> setting."""
-    network = lambda width, depth=1, activation="tanh": sim.MLP(  # noqa: E731
+    network = lambda width, depth=1, activation="tanh": sim.MLP(
         width, depth=depth, embed_dim=EMBED, activation=activation
     )
     linear = sim.Linear(EMBED)
     base = Setting(encoder=network(WIDTH), data=DATA, tightness=TIGHT)
-    change = lambda **changes: dataclasses.replace(base, **changes)  # noqa: E731
+    change = lambda **changes: dataclasses.replace(base, **changes)
     free = change(encoder=linear, data=None)
     return (
         {("width", w): change(encoder=network(w)) for w in config.widths}

@@ -61,7 +61,7 @@ def close(
     if inner_product:
         require_memory("--inner-product", x.file.shape[1], squares=3)
     rows = np.concatenate(list(x()))
-    blocks: Callable = lambda words="": y(words, rows=max(1, TILE * TILE // len(rows)))  # noqa: E731
+    blocks: Callable = lambda words="": y(words, rows=max(1, TILE * TILE // len(rows)))
     closer.fit(rows, lambda: blocks("queries: fit"), roundoff=max(x.roundoff, y.roundoff) if normalize else 0.0)
     if closer.nothing_to_move() is not None:
         raise ValueError(closer.nothing_to_move())

@@ -292,7 +292,7 @@ def quantisation(config: Config, folder: Path | str) -> dict:
         effects = quantization_effects(rows, sim.GapCloser().fit(rows, y).transform(rows), iter([y]), bins=8)
         values.append([[e.robustness, e.robustness_closed, e.robustness_same_step] for e in effects])
     values, axes = np.array(values), ("range", "when")
-    error = lambda a: a.std(axis=0, ddof=1) / config.num_video_subsets**0.5  # noqa: E731
+    error = lambda a: a.std(axis=0, ddof=1) / config.num_video_subsets**0.5
     # What closing changes, subset by subset, and what it would change with the step as it was.
     changes = values[:, :, 1:] - values[:, :, :1]
     return dict(

@@ -115,7 +115,7 @@ def _draw_rules(axis, data):
 
 def table(data) -> str:
     """What is drawn, in per cent."""
-    percent = lambda value, error=0.0: f"{100 * float(value):.1f}" + (f" ± {100 * float(error):.1f}" if error else "")  # noqa: E731
+    percent = lambda value, error=0.0: f"{100 * float(value):.1f}" + (f" ± {100 * float(error):.1f}" if error else "")
     lines = [
         [
             name,

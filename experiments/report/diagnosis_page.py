@@ -168,7 +168,7 @@ def draw(result: dict[str, Any]):
 
     figure = plt.figure(figsize=PAGE)
     # Names of files are text: a "$" in them starts no formula.
-    write = lambda x, y, words, **style: figure.text(  # noqa: E731
+    write = lambda x, y, words, **style: figure.text(
         x / PAGE[0], y / PAGE[1], words, va="top", parse_math=False, **style
     )
     top = PAGE[1] - 0.45

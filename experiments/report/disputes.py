@@ -125,8 +125,8 @@ def _flat_evidence(results: Results) -> list[sim.Row]:
     loss = (data.loss_at_offset - data.loss_at_offset.isel(offset=0)).sel
     left = data.cones_sphere.isel(time=-1).transpose("seed", "temperature")
     euclid = data.cones_euclid.isel(time=-1).transpose("seed", "temperature")
-    flat = lambda rows: sim.Check("absolute", np.zeros(data.sizes["offset"]), loss(rows=rows).values, 1e-10)  # noqa: E731
-    kept = lambda shares: sim.Check("absolute", np.ones(shares.shape), shares.values, 0.01)  # noqa: E731
+    flat = lambda rows: sim.Check("absolute", np.zeros(data.sizes["offset"]), loss(rows=rows).values, 1e-10)
+    kept = lambda shares: sim.Check("absolute", np.ones(shares.shape), shares.values, 0.01)
     return [
         sim.Row("the Euclidean loss is flat in the gap", flat("constant"), flat("cosine"), "cosine similarity"),
         sim.Row("Euclid keeps 99 % of the gap or more at every τ", kept(euclid), kept(left), "the sphere"),
@@ -176,10 +176,10 @@ def _optimum_sentence(results: Results) -> str:
 
 def _optimum_evidence(results: Results) -> list[sim.Row]:
     simplex, cold = results["simplex"], _cold(results)
-    closed = lambda gaps: sim.Check("absolute", np.zeros(gaps.shape), gaps.values, 1e-4)  # noqa: E731
+    closed = lambda gaps: sim.Check("absolute", np.zeros(gaps.shape), gaps.values, 1e-4)
     late, before = cold.isel(step=slice(-5, None)), cold.isel(step=slice(-10, -5))
     # The optimiser leaves losses within 1e-8 of their predicted values (P8).
-    rising = lambda curve: sim.Check(  # noqa: E731
+    rising = lambda curve: sim.Check(
         "monotone", np.ones(len(curve) - 1), curve.values, 4.0, 1e-8 * curve.values, simplex.gap.values
     )
     wrong = simplex.free_gap.sel(wrong_share=simplex.wrong_share[1:]).isel(inverse_temperature=-1)
@@ -199,7 +199,7 @@ def _optimum_evidence(results: Results) -> list[sim.Row]:
 def _cone_sentence(results: Results) -> str:
     shapes, same = results["collapse_controls"], results["same_data_gap"]
     towers = shapes.isel(step=-1).sel(encoder="MLP towers")
-    final = lambda shape, i: over_seeds(towers.gap_norm.sel(shape=shape).isel(angle=i))  # noqa: E731
+    final = lambda shape, i: over_seeds(towers.gap_norm.sel(shape=shape).isel(angle=i))
     corner = same.widest_gap.sel(batch_size=same.batch_size.min()).transpose("setting", "seed", "step")
     grown, hot, *_ = (corner.sel(setting=name).values for name in same.setting.values)
     return (
@@ -219,7 +219,7 @@ def _cone_evidence(results: Results) -> list[sim.Row]:
     by_angle = [gap.sel(encoder=e, shape=s).transpose("seed", "angle") for e in shapes.encoder for s in names]
     by_shape = [gap.sel(encoder=e, angle=a).transpose("seed", "shape") for e in shapes.encoder for a in angles]
     corner = same.widest_gap.sel(batch_size=same.batch_size.min()).transpose("setting", "seed", "step")
-    grows = lambda i: trend(corner[i], same.step.values, +1)  # noqa: E731
+    grows = lambda i: trend(corner[i], same.step.values, +1)
     return [
         sim.Row(
             "the final gap rises with the angle of the start, every shape", worst(trend(c, angles, +1) for c in by_angle),
@@ -306,7 +306,7 @@ def _robustness_evidence(results: Results) -> list[sim.Row]:
 
     towers = data.exact.stack(case=("gallery", "sigma")).transpose("case", "tower", "exact_alpha").values
     same = worst_curve(data.query_noise.values, data.alpha, data.query_noise_error.values)
-    changed = lambda noise: _zero(closing.paired_changes.sel(noise=noise))  # noqa: E731
+    changed = lambda noise: _zero(closing.paired_changes.sel(noise=noise))
     return [
         sim.Row("queries of the other modality: rises to α = 1 and falls after", worst_curve(towers, data.exact_alpha, [None] * len(towers)),
                 same, "the same noise on the queries"),

@@ -76,7 +76,7 @@ def _emergence(left, right, data):
     here = data.sel(data="synthetic").sel(angle=np.pi / 2, method="nearest").isel(step=slice(1, None))
     for color, tau in zip(TEMPERATURES, data.temperature.values, strict=False):
         run = here.sel(temperature=tau)
-        by_seed = lambda values: values.transpose("seed", "step").values  # noqa: E731
+        by_seed = lambda values: values.transpose("seed", "step").values
         plotting.band(left, run.step.values, by_seed(run.gap_norm), color, f"τ = {tau:g}")
         ratio = 0.5 * (run.defect_ratio_x + run.defect_ratio_y)
         plotting.band(right, run.step.values, np.log10(by_seed(ratio)), color)

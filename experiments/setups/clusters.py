@@ -33,7 +33,7 @@ def mode_variances(x: np.ndarray, y: np.ndarray, sphere: bool) -> np.ndarray:
 
     On the sphere α, β are the components along the great circle of the two means, both in the sense from x to y.
     """
-    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)
     mean_x, mean_y = x.mean(axis=-2, keepdims=True), y.mean(axis=-2, keepdims=True)
     a, b = x - mean_x, y - mean_y
     if sphere:

@@ -19,7 +19,7 @@ def train(graphs, params, inputs, shown, temperature, learning_rate, steps):
     optimizer = optax.adam(learning_rate)
 
     def one(params, inputs, shown):
-        loss = lambda p: info_nce(*outputs(graphs, p, inputs), temperature=temperature)  # noqa: E731
+        loss = lambda p: info_nce(*outputs(graphs, p, inputs), temperature=temperature)
 
         def step(_, state):
             updates, memory = optimizer.update(jax.grad(loss)(state[0]), state[1], state[0])

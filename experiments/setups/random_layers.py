@@ -90,5 +90,5 @@ def layer_cosines(layers, norm_u: float, norm_v: float, cosine: float) -> np.nda
     first, second, bias = layers
     p = np.maximum(norm_u * first + bias, 0)
     q = np.maximum(norm_v * (cosine * first + np.sqrt(1 - cosine**2) * second) + bias, 0)
-    dot = lambda a, b: np.einsum("ld,ld->l", a, b)  # noqa: E731
+    dot = lambda a, b: np.einsum("ld,ld->l", a, b)
     return dot(p, q) / np.sqrt(dot(p, p) * dot(q, q))

@@ -121,7 +121,7 @@ def _in_time(config, number: int, encoder, draws: int, dim_x: int, dim_y: int, n
     steepest = max(np.linalg.norm(trained_towers.centred(s), 2) / r for s, r in zip(seen, norms, strict=True)) ** 2
     steepest = steepest / config.tower_pairs
     rate = 0.5 / steepest / (1 / tau + np.sin(angles[-1]) ** 2 / (2 * tau**2))  # half of what would diverge
-    many = lambda value: jnp.broadcast_to(jnp.asarray(value), (len(starts), *np.shape(value)))  # noqa: E731
+    many = lambda value: jnp.broadcast_to(jnp.asarray(value), (len(starts), *np.shape(value)))
     way = graphs, trained_towers.stack(starts), tuple(map(many, inputs)), many(tau), many(rate), jnp.asarray(steps)
     variances = mode_variances(*_rows(trained_towers.descend(*way), True), True)[..., 0]
     kernels = [s @ s.T / r**2 for s, r in zip(seen, norms, strict=True)]

@@ -92,7 +92,7 @@ def _one_architecture(settings: list[Setting], angle: float, temperature: float,
 def _compare(begin, raw, predicted, rate: float, temperature: float) -> dict:
     """The measures of one run; raw outputs at the start, after the first and the last step."""
     first, last = (begin.in_frames([rows[step] for rows in raw]) for step in (1, 2))
-    off = lambda z, p: np.linalg.norm(z - p) / np.linalg.norm(p - begin.deviations)  # noqa: E731
+    off = lambda z, p: np.linalg.norm(z - p) / np.linalg.norm(p - begin.deviations)
     rates = np.array(flows.mode_rates_sphere(begin.angle, temperature))
     without_cosine = np.array(flows.mode_rates_sphere(np.pi / 2, temperature))
     without_cosine[:2] *= np.sin(begin.angle) ** 2

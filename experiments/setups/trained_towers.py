@@ -20,7 +20,7 @@ from simulator.training import compiler
 def random_tower(encoder, size: int, rng):
     """Graph and parameters in float64 with the towers' own variance, 1/fan-in, and no bias; drawn in NumPy, since
     compiling the towers' own draw for every shape takes longer than all the training."""
-    draw = lambda leaf: rng.normal(size=leaf.shape) * (leaf.ndim > 1) / leaf.shape[0] ** 0.5  # noqa: E731
+    draw = lambda leaf: rng.normal(size=leaf.shape) * (leaf.ndim > 1) / leaf.shape[0] ** 0.5
     graph, shapes = _shapes(encoder, size)
     return graph, jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), shapes)
 
@@ -93,9 +93,7 @@ def descend(
 
     def one(params, inputs, temperature, learning_rate, which):
         transforms = [optimizer(learning_rate) for optimizer in optimizers]
-        loss = lambda p: info_nce(  # noqa: E731
-            *outputs(graphs, p, inputs), temperature=temperature, similarity=similarity
-        )
+        loss = lambda p: info_nce(*outputs(graphs, p, inputs), temperature=temperature, similarity=similarity)
 
         def step(_, state):
             gradient = jax.grad(loss)(state[0])

@@ -256,7 +256,7 @@ def certify_decisions(
 
 def _rounding(gallery, queries, index: Index) -> float:
     """How far the difference of two computed squared distances may be off, before and after together."""
-    longest = lambda rows: float(np.linalg.norm(rows, axis=1).max())  # noqa: E731
+    longest = lambda rows: float(np.linalg.norm(rows, axis=1).max())
     stored = longest(index.rows) * max(longest(index.rows), longest(index.map_queries(queries)))
     size = max((longest(gallery) + longest(queries)) ** 2, stored, float(np.abs(index.bias).max()))
     return ROUNDING * gallery.shape[1] * np.finfo(float).eps * size

@@ -236,7 +236,7 @@ class GapCloser:
         # With a theorem per query the maximiser lies between the smallest and the largest α*_y.
         low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self.rule in PER_QUERY else (0.0, 2.0)
         sigma = float(self.sigma or 0.0)  # `_validate` wants one for "best"
-        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=sigma).mean())  # noqa: E731
+        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=sigma).mean())
         self.curve_ = _maximise(mean, low, high)
         return float(self.curve_.alpha[np.argmax(self.curve_.robustness)])
 

@@ -100,7 +100,7 @@ class Checkpoint:
                     f"{path} holds {name}, which no checkpoint of this run made; move it away and run again"
                 )
             # orbax takes no array of size 0
-            numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}  # noqa: E731
+            numbered = lambda leaves: {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}
             tree = dict(state=numbered(state), history=numbered(history))
             made: dict[str, Any] = dict(identity=identify(FORMAT, self.config), config=self.config)
             self._enter(before | made | dict(made=sorted({*before["made"], name})))

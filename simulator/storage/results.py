@@ -45,7 +45,7 @@ def _commit() -> str:
     package = file.parents[1]
     # Git's own variables (of a hook, say) would name another repository than the one around this file.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    run = lambda *a: subprocess.run(  # noqa: E731
+    run = lambda *a: subprocess.run(
         ["git", "--no-optional-locks", "-C", str(file.parent), *a],
         capture_output=True, text=True, timeout=10, check=True, env=environment,
     ).stdout.strip()  # fmt: skip

@@ -69,14 +69,14 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
 
     @functools.partial(compiled, static_argnames=("template", "layout"))
     def run(template, values, mapped, *shared, layout: Layout):
-        one = lambda v, m, *s: function(layout.join(template, v), m, *s)  # noqa: E731
+        one = lambda v, m, *s: function(layout.join(template, v), m, *s)
         size = layout.replicas_per_block
 
         def on_a_device(values, mapped, *shared):
             if not in_blocks:
                 return jax.lax.map(lambda pair: one(*pair, *shared), (values, mapped))
             several = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
-            cut = lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])  # noqa: E731
+            cut = lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])
             done = jax.lax.map(lambda pair: several(*pair, *shared), jax.tree.map(cut, (values, mapped)))
             return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * size, *leaf.shape[2:]), done)
 

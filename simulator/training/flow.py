@@ -84,7 +84,7 @@ def _integrate(x, y, counts, steps, temperature, pairing, *, similarity, sphere)
     speed = functools.partial(velocity, temperature=temperature, similarity=similarity, sphere=sphere, pairing=pairing)
 
     def runge_kutta(state, step):
-        add = lambda state, slope, h: jax.tree.map(lambda s, v: s + h * v, state, slope)  # noqa: E731
+        add = lambda state, slope, h: jax.tree.map(lambda s, v: s + h * v, state, slope)
         k1 = speed(*state)
         k2 = speed(*add(state, k1, step / 2))
         k3 = speed(*add(state, k2, step / 2))

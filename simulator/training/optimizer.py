@@ -33,7 +33,7 @@ def _adam(learning_rate: Any) -> optax.GradientTransformation:
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         root = jnp.sqrt(1 - BETA_2**count)
         factor, floor = -rate * root / (1 - BETA_1**count), EPSILON * root
-        step = lambda m, v: factor.astype(m.dtype) * m / (jnp.sqrt(v) + floor.astype(m.dtype))  # noqa: E731
+        step = lambda m, v: factor.astype(m.dtype) * m / (jnp.sqrt(v) + floor.astype(m.dtype))
         return jax.tree.map(step, mean, square), optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)

@@ -115,7 +115,7 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
     """Loss of a batch in nats and its gradient; with batch_shards, from the rows of this device and the ring."""
     shards, size = experiment.batch_shards, experiment.batch_size // experiment.batch_shards
     first = 0 if shards == 1 else jax.lax.axis_index("batch") * size
-    local = lambda rows: rows if shards == 1 else jax.lax.dynamic_slice_in_dim(rows, first, size)  # noqa: E731
+    local = lambda rows: rows if shards == 1 else jax.lax.dynamic_slice_in_dim(rows, first, size)
     batch = jax.tree.map(local, batch)
 
     def of_parameters(params):
@@ -214,5 +214,5 @@ def trained_params(experiment: Experiment, towers) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _graph(encoder, width: int, dtype: str):
     """The static half of a tower, found without computing anything."""
-    build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))  # noqa: E731
+    build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))
     return nnx.split(nnx.eval_shape(build))[0]

@@ -132,7 +132,7 @@ def train_replicas(
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    measure = lambda state: engine.fetch(replica.evaluate(template, values, state, layout=layout)[0])  # noqa: E731
+    measure = lambda state: engine.fetch(replica.evaluate(template, values, state, layout=layout)[0])
     state = replica.initialise(template, values, keys, layout=layout)
     if params is not None:
         state = _start_from(params, state, template)
@@ -171,15 +171,15 @@ def train_replicas(
 
 def _plain(state) -> list[np.ndarray]:
     """The leaves of a state on the host, random keys as their words."""
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return engine.fetch([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)])
 
 
 def _typed(state, leaves):
     """The inverse of `_plain`, in the structure of `state`."""
     old, structure = jax.tree.flatten(state)
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    wrap = lambda words, leaf: jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))  # noqa: E731
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    wrap = lambda words, leaf: jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     return structure.unflatten([wrap(n, o) if is_key(o) else jnp.asarray(n) for n, o in zip(leaves, old, strict=True)])
 
 
@@ -242,7 +242,7 @@ def calibrate(experiment: Experiment) -> int:
         state = replica.initialise(template, values, keys, layout=layout)
 
         def seconds(steps, least):
-            run = lambda: replica.advance(template, values, state, np.int32(0), np.int32(steps), layout=layout)  # noqa: E731
+            run = lambda: replica.advance(template, values, state, np.int32(0), np.int32(steps), layout=layout)
             return engine.median_seconds(run, least=least) / (steps * count)
 
         steps = min(20, max(1, int(0.05 / (count * seconds(1, 0.0)))))  # a call of 50 ms hides what a call itself costs
@@ -261,16 +261,16 @@ def _shape_of_work(template: Experiment) -> str:
 def _bytes_per_replica(template: Experiment) -> int:
     """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
     values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
-    one = lambda values, key: replica.start(join_traced(template, values), key)  # noqa: E731
+    one = lambda values, key: replica.start(join_traced(template, values), key)
     state = jax.eval_shape(one, values, jax.random.key(0))
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
     return size((state["params"], state["optimizer"])) + logits
 
 
 def _start_from(params, state, experiment: Experiment):
     """The initial state with the given parameters [R, ...]; it may hold more replicas, which repeat the last one."""
-    shapes = lambda tree: [np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    shapes = lambda tree: [np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)]
     same = jax.tree.structure(params) == jax.tree.structure(state["params"])
     if not same or shapes(params) != shapes(state["params"]):
         raise ValueError(
@@ -278,7 +278,7 @@ def _start_from(params, state, experiment: Experiment):
             "a run with the same towers, learned temperature and trained bias"
         )
     total = len(state["step"])
-    pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)  # noqa: E731
+    pad = lambda leaf, dtype: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], total - len(leaf), axis=0)]).astype(dtype)
     params = jax.tree.map(lambda leaf, old: pad(jnp.asarray(leaf), old.dtype), params, state["params"])
     given = dict(params=params, optimizer=jax.vmap(make_optimizer(experiment).init)(params))
     # Laid out as the initial state is, so that the programs compiled for the one serve the other.

@@ -68,7 +68,7 @@ def sweep(
     if store is None:
         groups, arrays, config = _prepare(experiment, over, seeds, key, params)
         whole = [_train(group, np.arange(group.size), None, keep_diverged, progress) for group in groups]
-        together = lambda name: np.concatenate([_pad(part.get(name), *arrays[name], groups[0].size) for part in whole])  # noqa: E731
+        together = lambda name: np.concatenate([_pad(part.get(name), *arrays[name], groups[0].size) for part in whole])
         return _label({name: together(name)[_places(config)] for name in arrays}, _attributes(config), arrays)
     fill_store(experiment, over=over, seeds=seeds, key=key, params=params, store=store, progress=progress)
     data = load_sweep(store)
@@ -96,7 +96,7 @@ def fill_store(
     cut = _cut(shape, [path in groups[0].where for path in config["over"]])
     coordinates = _coordinates(config, dimensions)
     # What is of several types is kept as text.
-    plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]  # noqa: E731
+    plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]
     chunks = sweeps.open_store(
         Path(store), config, shape=shape, cut=cut,
         arrays={name: (*found, _inner(name)) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
@@ -276,7 +276,7 @@ def _train_chunks(groups: list[_Group], store: sweeps.SweepStore, arrays, config
     at_once = store.replicas_per_block * (jax.device_count() if groups[0].size > store.replicas_per_block else 1)
     at_once = max(at_once, int(np.prod(store.cut)))
     places = _places(config)
-    group_of = lambda chunk: int(places[store.region(chunk)].flat[0]) // groups[0].size  # noqa: E731
+    group_of = lambda chunk: int(places[store.region(chunk)].flat[0]) // groups[0].size
     done = sweeps.finished(store)
     with tqdm(total=done.size, initial=int(done.sum()), disable=not progress, unit="chunk", desc="sweep") as bar:
         while not done.all():

@@ -93,7 +93,7 @@ def test_the_quadrature_of_von_mises_fisher_has_its_moments(dimensions, kappa):
 def test_corrections_against_exact_integrals():
     """n = 3 pairs on the circle at high temperature, where E log Σ is a double integral over the two rivals."""
     for scale in (0.2, 0.4):
-        total = lambda a, b: np.exp(scale) + np.exp(scale * np.cos(a)) + np.exp(scale * np.cos(b))  # noqa: B023, E731
+        total = lambda a, b: np.exp(scale) + np.exp(scale * np.cos(a)) + np.exp(scale * np.cos(b))  # noqa: B023
         exact = dblquad(lambda a, b: np.log(total(a, b) / 3), 0, np.pi, 0, np.pi)[0] / np.pi**2 - scale  # noqa: B023
         law = limits.loss_limit(2, 1 / scale)
         orders = [law.limit, law._replace(second=0.0).at(3), law.at(3)]

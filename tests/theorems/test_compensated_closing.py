@@ -20,7 +20,7 @@ def test_the_scalar_undoes_any_shift(full_rank, rng, shift_by):
     """‖y − x_k − v‖² + b_k − ‖y − x_k‖² is one constant per query; control: a scalar without the 2."""
     gallery, queries = full_rank
     v = queries.mean(0) - gallery.mean(0) if shift_by == "the gap" else 10 * rng.normal(size=12)
-    squares = lambda rows: np.sum((queries[:, None, :] - rows[None, :, :]) ** 2, axis=2)  # noqa: E731
+    squares = lambda rows: np.sum((queries[:, None, :] - rows[None, :, :]) ** 2, axis=2)
     spread = {
         factor: np.ptp(squares(gallery + v) + (factor * gallery @ v)[None, :] - squares(gallery), axis=1).max()
         for factor in (-2, -1)
@@ -55,7 +55,7 @@ def adaptive_margin(scores, noise):
 
     best = np.argmax(scores)
     margins, others = (scores[best] - np.delete(scores, best)) / noise[best], np.delete(noise, best) / noise[best]
-    density = lambda z: np.exp(log_ndtr((margins + z) / others).sum() - 0.5 * z * z) / np.sqrt(2 * np.pi)  # noqa: E731
+    density = lambda z: np.exp(log_ndtr((margins + z) / others).sum() - 0.5 * z * z) / np.sqrt(2 * np.pi)
     edges = np.unique(np.clip([*np.ravel(-margins[:, None] + np.outer(others, (-6, 0, 6))), -9, -3, 0, 3, 9], -9, 9))
     return sum(
         quad(density, *pair, epsabs=1e-15, epsrel=1e-12, limit=200)[0] for pair in zip(edges, edges[1:], strict=False)
@@ -117,7 +117,7 @@ def test_every_query_gains_until_its_own_closure_under_the_centred_rule(full_ran
     """Rises on [0, α*_y], symmetric about it; control: α* of the mean query, 1, is not everybody's."""
     gallery, queries = full_rank
     closer = sim.GapCloser("centred").fit(gallery, queries)
-    at = lambda alpha, i: closer.index(gallery, alpha).robustness(queries[i : i + 1], sigma=0.1)[0]  # noqa: E731
+    at = lambda alpha, i: closer.index(gallery, alpha).robustness(queries[i : i + 1], sigma=0.1)[0]
     for i in range(5):
         star = closer.alpha_star_[i]
         values = [at(a, i) for a in np.linspace(0.0, star, 5)]

@@ -133,15 +133,15 @@ def test_threshold_is_sufficient_and_not_necessary():
 def test_cumulants_are_gaussian_expectations(rho):
     """Delta method with the Hessian written out, against sums over a grid."""
     after = float(cones.arc_cosine_kernel(rho))
-    relu = lambda z: np.maximum(z, 0)  # noqa: E731
-    mean = lambda f: expectation(lambda p, q: f(relu(p) + 0 * q, relu(q)), rho)  # noqa: E731
+    relu = lambda z: np.maximum(z, 0)
+    mean = lambda f: expectation(lambda p, q: f(relu(p) + 0 * q, relu(q)), rho)
     parts = (lambda p, q: p * q, lambda p, q: p * p, lambda p, q: q * q)
-    product = lambda a, b: mean(lambda p, q: a(p, q) * b(p, q))  # noqa: E731
+    product = lambda a, b: mean(lambda p, q: a(p, q) * b(p, q))
     gradient = np.array([2.0, -after, -after])
     hessian = np.array([[0, -2, -2], [-2, 3 * after, after], [-2, after, 3 * after]])
     means = np.array([mean(a) for a in parts])
     covariance = np.array([[product(a, b) for a in parts] for b in parts]) - np.outer(means, means)
-    total = lambda p, q: sum(g * (a(p, q) - m) for g, a, m in zip(gradient, parts, means, strict=True))  # noqa: E731
+    total = lambda p, q: sum(g * (a(p, q) - m) for g, a, m in zip(gradient, parts, means, strict=True))
     along = covariance @ gradient
     brute = (
         0.5 * np.trace(hessian @ covariance),
@@ -206,7 +206,7 @@ def test_towers_of_the_simulator_start_on_the_recursion(activation):
             rows = getattr(nnx, activation)(layer(rows))
         found.append(float(rows[0] @ rows[1] / jnp.linalg.norm(rows[0]) / jnp.linalg.norm(rows[1])))
     mean, error = np.mean(found), np.std(found, ddof=1) / len(found) ** 0.5
-    predict = lambda name: cones.cosine_by_layer(1.0, 1.0, cosine, depth=depth, activation=name).cosine[-1]  # noqa: E731
+    predict = lambda name: cones.cosine_by_layer(1.0, 1.0, cosine, depth=depth, activation=name).cosine[-1]
     assert abs(mean - predict(activation)) < 4 * error
     for other in {"relu", "gelu", "tanh"} - {activation}:
         assert abs(mean - predict(other)) > 4 * error
@@ -261,7 +261,7 @@ def test_shift_of_finite_width_with_weights_and_a_bias():
         for layer in range(3):
             c, second_u, second_v = (float(value[layer, ..., i].ravel()[0]) for value in np.broadcast_arrays(*path))
             q_u, q_v = 1.3 * second_u + 0.4, 1.3 * second_v + 0.4
-            rho = lambda c, q=(q_u * q_v) ** 0.5, m=(second_u * second_v) ** 0.5: (1.3 * m * c + 0.4) / q  # noqa: E731
+            rho = lambda c, q=(q_u * q_v) ** 0.5, m=(second_u * second_v) ** 0.5: (1.3 * m * c + 0.4) / q
             after = [float(cones.arc_cosine_kernel(rho(c + k * step))) for k in (-1, 0, 1)]
             slope, bend = (after[2] - after[0]) / (2 * step), (after[2] - 2 * after[1] + after[0]) / step**2
             own, spread, _ = cones.relu_cosine_cumulants(rho(c))

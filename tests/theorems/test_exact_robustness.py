@@ -122,7 +122,7 @@ def test_two_class_limits_and_shapes():
 
 def test_drawn_distances_do_not_depend_on_the_threads(monkeypatch):
     distances = exact_robustness.case_distances(20, 2.0, 8.0)
-    draws = lambda seed: exact_robustness.draw_distances(distances, 5, 1.0, 50_000, seed)  # noqa: E731
+    draws = lambda seed: exact_robustness.draw_distances(distances, 5, 1.0, 50_000, seed)
     share = draws(0)
     monkeypatch.setattr(exact_robustness.os, "cpu_count", lambda: 1)
     assert draws(0) == share != draws(1)

@@ -80,7 +80,7 @@ def test_exact_mean_leaves_out_only_what_is_safe():
 
 def test_trends_are_judged_where_the_exact_value_promises_enough():
     at = dict(kind=["a", "b"], alpha=[0.0, 1.0, 2.0])
-    curves = lambda a, b: xr.DataArray([a, b], coords=at, dims=("kind", "alpha"))  # noqa: E731
+    curves = lambda a, b: xr.DataArray([a, b], coords=at, dims=("kind", "alpha"))
     errors = curves([0.01, 0.01, 0.01], [0.01, 0.01, 0.02])
     which = told(curves([0.5, 0.6, 0.5], [0.5, 0.6, 0.5]), errors)  # 6 √2 · 0.01 = 0.085, 6 √2 · 0.02 = 0.17
     assert which.values.tolist() == [True, False] and untold(which) == "kind b"

@@ -77,7 +77,7 @@ def test_invariants_are_stationary_at_once(name, rate):
 
     x, y = random_rows(3)
     speeds = _shared_velocity((x, y, np.log(half_gap), parameter), which, rate)
-    law = lambda shared: lambda g, s: invariants.log_invariant(g, s, parametrisation=name, rate=rate, shared=shared)  # noqa: E731
+    law = lambda shared: lambda g, s: invariants.log_invariant(g, s, parametrisation=name, rate=rate, shared=shared)
     shared = [change(law(kind), half_gap * float(speeds[2]), float(speeds[3])) for kind in (True, False)]
     assert shared[0] < 1e-7 < 1e-2 < shared[1]
 

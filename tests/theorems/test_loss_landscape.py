@@ -32,7 +32,7 @@ def test_scale_is_the_minimum_of_the_measured_loss(rng):
         pairing = np.exp(2 * x @ y.T + rng.normal(size=(n_x, n_y)))
         best = landscapes.best_scale(x @ y.T, pairing=pairing)
         assert 0 < best.scale < np.inf
-        at = lambda s: float(_loss(jnp.asarray(x), jnp.asarray(y), 1 / s, jnp.asarray(pairing)))  # noqa: B023, E731
+        at = lambda s: float(_loss(jnp.asarray(x), jnp.asarray(y), 1 / s, jnp.asarray(pairing)))  # noqa: B023
         np.testing.assert_allclose(at(best.scale), best.loss, rtol=1e-13)
         assert min(at(0.99 * best.scale), at(1.01 * best.scale)) > best.loss
         np.testing.assert_allclose(landscapes.loss_at_scale(x @ y.T, 3.0, pairing=pairing), at(3.0), rtol=1e-13)

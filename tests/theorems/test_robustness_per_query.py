@@ -144,7 +144,7 @@ def test_win_probabilities_are_exact(noncentralities):
 def test_two_rows_against_adaptive_quadrature(dimensions):
     lam = np.array([2.0, 9.0])
     for j, k in ((0, 1), (1, 0)):
-        integrand = lambda u: 2 * u * ncx2.pdf(u**2, dimensions, lam[j]) * ncx2.sf(u**2, dimensions, lam[k])  # noqa: B023, E731
+        integrand = lambda u: 2 * u * ncx2.pdf(u**2, dimensions, lam[j]) * ncx2.sf(u**2, dimensions, lam[k])  # noqa: B023
         centre = np.sqrt(dimensions + lam[j])
         exact = quad(integrand, max(centre - 9, 0), centre + 9, epsabs=1e-12, limit=200)[0]
         assert theory.win_probabilities(lam[None, :], dimensions)[0, j] == pytest.approx(exact, abs=1e-10)
@@ -160,7 +160,7 @@ def test_a_query_that_lies_on_its_row():
 def test_slopes_are_differences_of_the_probabilities(noncentralities):
     lam, d = noncentralities
     step = 0.01
-    at = lambda h: theory.win_probabilities(lam + h, d)  # noqa: E731
+    at = lambda h: theory.win_probabilities(lam + h, d)
     difference = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
     found = theory.win_slopes(lam, d)
     np.testing.assert_allclose(found, difference, atol=1e-9)

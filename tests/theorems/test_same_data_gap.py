@@ -27,7 +27,7 @@ def test_starts_without_cones_and_with_two():
 def test_a_coordinate_that_both_lack_stays_away(rng):
     """What `narrowed` relies on: there the gradient is exactly 0, and Adam does not move."""
     x, y = (np.pad(rng.normal(size=(6, 3)), ((0, 0), (0, 2))) for _ in range(2))
-    loss = lambda x, y: sim.info_nce(normalize_rows(x), normalize_rows(y), temperature=0.1)  # noqa: E731
+    loss = lambda x, y: sim.info_nce(normalize_rows(x), normalize_rows(y), temperature=0.1)
     for gradient in jax.grad(loss, argnums=(0, 1))(jnp.asarray(x), jnp.asarray(y)):
         assert np.all(gradient[:, 3:] == 0)
         assert np.all(gradient[:, :3] != 0)
