@@ -159,14 +159,17 @@ def test_numbers_of_robustness():
 
 
 def test_what_the_file_on_clip_does_not_name():
-    """500 queries; the first setting of the top-r rule is g itself, the fifth r = 300."""
+    """500 queries; the first setting of the top-r rule is g itself; what names its settings is left alone."""
     from experiments.real_embeddings import study
 
     real, config = load_dataset(FIGURES / "real_embeddings.nc"), study.Config()
     changed = 500 * np.concatenate([real["trade_off_top r"][:, 0], real["trade_off_soft"][:, 0]])
     np.testing.assert_allclose(changed, np.round(changed), atol=1e-9)
-    assert config.components[dispute_figures.WHOLE_GAP] == 0
-    assert config.components[dispute_figures.TOP_300] == 300
+    assert config.components[0] == 0
+    assert config.components[4] == dispute_figures.SPARED == 300
+    once = study.named(real)
+    assert once.num_queries == 500 and "quantity" not in real.coords
+    assert study.named(once) is once
     assert config.penalties[0] == 0.0
     np.testing.assert_array_equal(real["trade_off_top r"][0], real["trade_off_soft"][0])
 

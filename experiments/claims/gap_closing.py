@@ -14,8 +14,10 @@ from experiments.setups.checks import agreement, closest, none, worst
 from experiments.setups.galleries import nearest_rows
 from experiments.setups.trained_galleries import (
     BASES,
+    FREE,
     NEAR_MISSES,
     RANGES,
+    SMALL,
     UNTOUCHED,
     choices,
     exact_mean,
@@ -200,7 +202,8 @@ def judge(data) -> list[sim.Row]:
     """Clean decisions, Gaussian noise, quantisation, choices."""
     kinds = list(data.kind.values)
     # The towers' galleries of all classes, more than the towers are wide, leave next to no gap to move.
-    movable, stuck = [kind for kind in kinds if kind != kinds[1]], [kinds[1]]
+    movable = [kind for kind in kinds if kind == SMALL or kind.startswith(FREE)]
+    stuck = [kind for kind in kinds if kind not in movable]
 
     def together(*triples):
         return agreement(

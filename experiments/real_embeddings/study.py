@@ -46,6 +46,7 @@ RULES = (
 LARGEST = "CLIP, K = 500"  # all but spanning, so that the rules differ
 FITS = ("in sample", "held out")
 SPLITS = 20
+TRADE_OFF = ("changed", "robustness", "error")  # quantities of a rule's setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,27 @@ def measure(folder: Path | str, config: Config, only: tuple[str, ...] = ()):
             size=list(config.sizes), variance=list(config.variances), alpha=list(config.alphas), kept=list(config.kept),
             gallery=list(galleries(arrays)), rule=list(RULES), scoring=list(SCORINGS), side=list(SIDES),
             storage=list(STORAGES), format=list(FORMATS), fit=list(FITS), range=["fixed", "minmax", "per_dimension"],
+            **_trade_off_names(config),
         ),
+        attrs=dict(num_queries=len(queries)),
     )  # fmt: skip
+
+
+def _trade_off_names(config: Config) -> dict[str, list]:
+    return {
+        "soft setting": list(config.penalties),
+        "top r setting": list(config.components),
+        "quantity": list(TRADE_OFF),
+    }
+
+
+def named(data):
+    """Results with the settings and the number of queries that version 0.1 did not store: those of its `Config`."""
+    return (
+        data
+        if "quantity" in data.coords
+        else data.assign_coords(_trade_off_names(Config())).assign_attrs(num_queries=500)
+    )
 
 
 def _measured(config: Config, rows, queries, sigma: float, *, scoring="sqeuclidean", bias=None, times: int = 1):
@@ -309,7 +329,7 @@ def main(folder: str, out: str = "results", *parts: str):
 
     path, data = Path(out) / "real_embeddings.nc", measure(folder, Config(), parts)
     if parts:
-        new, data = data, load_dataset(path)
+        new, data = data, named(load_dataset(path))
         for name, points in new.coords.items():
             if not points.equals(data.coords[name]):
                 raise ValueError(f"{path} holds another {name} than is measured now; measure every part anew")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from experiments import plotting
+from experiments.real_embeddings.study import LARGEST, named
 
 COLORS, CONTROL = plotting.COLORS, plotting.CONTROL
-# What the file of results on real embeddings does not name: its number of queries, and settings of its top-r rule.
-CLIP, CLIP_QUERIES = "CLIP, K = 500", 500
-WHOLE_GAP, TOP_300 = 0, 4
+SPARED = 300  # principal directions of the largest gallery of CLIP that the top-r rule leaves alone
 
 FLAT = (
     "(a) Change of the loss while the gap is moved along a direction in which neither modality varies: none in Euclid, much "
@@ -128,27 +127,31 @@ def cone(results):
     return plotting.lettered(figure)
 
 
+def changed_by_top(real, r: int):
+    """Share of decisions on the largest gallery of CLIP that a shift changes which spares the top r principal directions."""
+    return real["trade_off_top r"].sel({"top r setting": r, "quantity": "changed"})
+
+
 def changes_by_rule(results) -> dict[str, list[tuple[str, float, int]]]:
     """Rule -> (gallery, share of decisions changed at α = 1, number of decisions)."""
     closing, scalar, real = (results[s] for s in ("gap_closing", "compensated_closing", "real_embeddings"))
-    closing = closing.sel(alpha=1.0)
+    closing, real = closing.sel(alpha=1.0), named(real)
     kinds, total = [str(kind) for kind in closing.kind.values], closing.clean_decisions.values
 
     def trained(counts):
         return [(kind, float(count / n), int(n)) for kind, count, n in zip(kinds, counts, total, strict=True)]
 
-    def on_clip(changed):
-        return CLIP, float(changed), CLIP_QUERIES
+    def top(r):
+        return LARGEST, float(changed_by_top(real, r)), real.num_queries
 
     def certified(rule):
-        return on_clip(real.rule_changed.sel(gallery=CLIP, rule=rule) / CLIP_QUERIES)
+        return LARGEST, float(real.rule_changed.sel(gallery=LARGEST, rule=rule) / real.num_queries), real.num_queries
 
-    top_r = real["trade_off_top r"][:, 0]
     whole = closing.changed.sel
     scalars = zip(scalar.gallery.values, scalar.changed.sel(alpha=1.0, rule="centred").values, strict=True)
     return {
-        "raw gap g": [*trained(closing.changed_by_gap.values), on_clip(top_r[WHOLE_GAP])],
-        "all but top r": [*trained(whole(components="8").values), on_clip(top_r[TOP_300])],
+        "raw gap g": [*trained(closing.changed_by_gap.values), top(0)],
+        "all but top r": [*trained(whole(components="8").values), top(SPARED)],
         "complement g'": [*trained(whole(components="all").values), certified("complement")],
         "one scalar\nper class": [*((str(g), float(n), 1) for g, n in scalars), certified("centred")],
     }
@@ -161,7 +164,7 @@ def accuracy(results):
     kinds = {}  # of gallery, in the order of their first appearance
     for place, shares in enumerate(rules.values()):
         for i, (gallery, changed, decisions) in enumerate(shares):
-            name = gallery.removeprefix("MLP ") if "towers" in gallery or gallery == CLIP else gallery.split(",")[0]
+            name = gallery.removeprefix("MLP ") if "towers" in gallery or gallery == LARGEST else gallery.split(",")[0]
             look = kinds.setdefault(name, plotting.series(len(kinds), linestyle=""))
             error = 200 * (changed * (1 - changed) / decisions) ** 0.5 if changed else None
             axis.errorbar(100 * changed, place + 0.16 * (i - 0.5 * (len(shares) - 1)), xerr=error, **look)

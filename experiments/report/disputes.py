@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 import simulator as sim
+from experiments.real_embeddings.study import named
 from experiments.report import dispute_figures as figures
-from experiments.report.dispute_figures import CLIP_QUERIES, TOP_300, WHOLE_GAP
+from experiments.report.dispute_figures import SPARED, changed_by_top
 from experiments.setups.checks import worst
+from experiments.setups.galleries import TOWERS
 from experiments.setups.trends import trend
 
 Results = dict[str, Any]  # stem -> xarray.Dataset
@@ -238,32 +240,32 @@ def _accuracy_sentence(results: Results) -> str:
     by_gap = [share(part / n, int(n)) for part, n in zip(whole.changed_by_gap.values, total, strict=True)]
     accuracy = [float(monotone.clean_accuracy.sel(alpha=a)[0]) for a in (0.0, 1.0)]
     scalars = results["compensated_closing"].changed
-    raw, top = (float(real["trade_off_top r"][i, 0]) for i in (WHOLE_GAP, TOP_300))
+    real = named(real)
+    raw, top = (share(float(changed_by_top(real, r)), real.num_queries) for r in (0, SPARED))
     return (
         f"Not if only what is orthogonal to the gallery is moved: g' changed "
         f"{int(closing.changed.sel(components='all').sum())} of {int(total.sum()):,} decisions at each of "
         f"{closing.sizes['alpha']} α (accuracy of ten tower classes {accuracy[0]:.3f} → {accuracy[-1]:.3f}), and with "
         f"one exact scalar per class any shift will do ({int(scalars.sum())} changed). Moving by the raw gap costs: it changed "
-        f"{', '.join(by_gap)} of decisions on trained galleries and {share(raw, CLIP_QUERIES)} on CLIP "
-        f"with 500 classes, and {share(top, CLIP_QUERIES)} there if only the top 300 principal directions are spared."
+        f"{', '.join(by_gap)} of decisions on trained galleries and {raw} on CLIP "
+        f"with 500 classes, and {top} there if only the top {SPARED} principal directions are spared."
     )
 
 
 def _accuracy_evidence(results: Results) -> list[sim.Row]:
     closing, scalar, real = (results[s] for s in ("gap_closing", "compensated_closing", "real_embeddings"))
+    real = named(real)
     return [
         sim.Row("g' changes no decision", _zero(closing.changed.sel(components="all")),
                 _zero(closing.changed_by_gap), "g itself"),
         sim.Row("one exact scalar per class: none changes", _zero(scalar.changed), _zero(scalar.missed),
                 "half the scalar, or without its mean"),
         sim.Row("none changes on CLIP and ImageNet, any rule with a certificate", _zero(real.rule_changed),
-                _zero(CLIP_QUERIES * real["trade_off_top r"][:, 0]), "top-r rules"),
+                _zero(real.num_queries * real["trade_off_top r"].sel(quantity="changed")), "top-r rules"),
     ]  # fmt: skip
 
 
 # Does closing help robustness?
-
-TOWERS = "MLP towers, K = 10"
 
 
 def _robustness_sentence(results: Results) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 
 import simulator as sim
 
+TOWERS = "MLP towers, K = 10"  # of the core galleries, the ones on synthetic clusters
+
 
 def default_towers(embed_dim: int = 32, **changes) -> dict:
     """The towers, start and schedule that the core experiments share, as keyword arguments of Experiment."""
@@ -80,7 +82,7 @@ def core_galleries(data: str, embed_dim: int, steps: int, seed: int, *, num_clas
     galleries = {}
     if data != "digits":
         clusters = sim.LatentPairs(2048, latent="clusters", cluster_spread=0.6)
-        galleries["MLP towers, K = 10"] = trained_prototypes(clusters, 10, embed_dim, steps, seed)
+        galleries[TOWERS] = trained_prototypes(clusters, 10, embed_dim, steps, seed)
         galleries[f"free embeddings, K = {num_classes}"] = trained_table(256, num_classes, embed_dim, steps, seed)
     if data != "synthetic":
         galleries["digits, K = 10"] = trained_prototypes(sim.Digits(), 10, embed_dim, steps, seed)

@@ -17,6 +17,7 @@ from experiments.setups.trends import stated
 from simulator.robustness import changed_decisions
 
 FEW = 10  # classes of a small gallery
+SMALL, FREE = f"towers, K = {FEW}", "free embeddings"  # kinds of galleries, beside the towers' of all classes
 RANGES = ("fixed", "minmax", "per_dimension")
 BASES = ("spread", "one coordinate")
 UNTOUCHED = ("queries", "shared", "within the centred span", "orthogonal to g'")
@@ -32,7 +33,7 @@ def trained_galleries(config) -> dict[str, list]:
     embeddings with their partners.
     """
     classes, many = config.num_classes, f"K = {config.num_classes}"
-    kinds = {f"towers, K = {FEW}": [], f"towers, {many}": []}
+    kinds = {SMALL: [], f"towers, {many}": []}
     data = sim.LatentPairs(None, latent="clusters", num_clusters=classes)
     encoder, pairs = sim.MLP(WIDTH, embed_dim=config.embed_dim), (2 + 2 * PER_CLASS) * classes
     place = dict(angle=np.pi / 2, tightness=40.0)
@@ -43,13 +44,13 @@ def trained_galleries(config) -> dict[str, list]:
         for first in range(0, FEW * config.num_groups, FEW):
             among = np.flatnonzero((labels >= first) & (labels < first + FEW))[: config.num_queries]
             groups.append((gallery[first : first + FEW], queries[among], labels[among] - first))
-        kinds[f"towers, K = {FEW}"].append(groups)
+        kinds[SMALL].append(groups)
         kinds[f"towers, {many}"].append([(gallery, queries[: config.num_queries], labels[: config.num_queries])])
     if config.free:
         tower, place = sim.Linear(config.embed_dim), dict(angle=np.pi / 2, tightness=10.0)
         starts = [start(tower, None, 2 * classes, _rng(config, 1, seed), **place) for seed in range(config.num_seeds)]
         asked = min(config.num_queries, classes)
-        kinds[f"free embeddings, {many}"] = [
+        kinds[f"{FREE}, {many}"] = [
             [(x[:classes], y[:asked], np.arange(asked))]
             for x, y in zip(*_train(starts, config, 0.05, None), strict=True)
         ]
