@@ -10,7 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import worst
+from experiments.setups.checks import upper, worst
 from experiments.setups.galleries import default_towers, prototypes
 from experiments.setups.trends import spread
 
@@ -134,134 +134,120 @@ def judge(data) -> list[sim.Row]:
     sources = [str(name) for name in data.data.values]
     matched, unmatched = sources[:1], sources[1:]  # synthetic pairs come first
 
-    def upper(values):
-        """Mean over seeds plus 4 standard errors: what must lie within the tolerance."""
-        values = values.values
-        return values.mean() + 4 * values.std(ddof=1) / values.size**0.5
+    def runs(name, temperature=cold, angle=wide):
+        return data.sel(data=name, temperature=temperature, angle=angle)
 
-    def at(source, temperature, angle, step=-1):
-        return data.sel(data=source, temperature=temperature, angle=angle).isel(step=step)
+    # Measures: values over seeds, one for each modality where they differ.
+    def misplaced(run):
+        return [1 - run.separability.isel(step=-1)]
 
-    def largest(limit, value, names):
-        """The largest value of all data sets named, one-sided: within the limit for all of them."""
-        return sim.Check("absolute", 0.0, max(value(name) for name in names), limit)
+    def ratio(run, of="defect_ratio"):
+        return [(run[f"{of}_{m}"] / run[f"null_defect_ratio_{m}"]).isel(step=-1) for m in "xy"]
 
-    def nearest(limit, value):
-        """The smallest: a control that must fail on every data set."""
-        return sim.Check("absolute", 0.0, min(value(name) for name in sources), limit)
+    def null_ratio(run):
+        return ratio(run, "null_defect_ratio")
 
-    def misplaced(temperature, angle):
-        return lambda name: upper(1 - at(name, temperature, angle).separability)
-
-    def ratio_to_null(temperature, ratio="defect_ratio"):
-        def value(name):
-            here = at(name, temperature, wide)
-            return max(upper(here[f"{ratio}_{m}"] / here[f"null_defect_ratio_{m}"]) for m in "xy")
-
-        return value
-
-    def share(here):
+    def share(run):
         """Of the mean squared distance of pairs, what one vector holds."""
-        return here.gap_norm**2 / here.alignment
+        return [(run.gap_norm**2 / run.alignment).isel(step=-1)]
 
-    def not_global(temperature, angle):
-        return lambda name: upper(1 - share(at(name, temperature, angle)))
+    def not_global(run):
+        return [1 - share(run)[0]]
 
-    def over_start(name, of, m, lowest=False):
-        values = of(data.sel(data=name, temperature=cold, angle=wide), m)
-        values = values / values.isel(step=0)
-        return values.min("step") if lowest else values.isel(step=-1)
+    def along(run):
+        return [over_start(run[f"variance_along_gap_{m}"]) for m in "xy"]
 
-    def along(here, m):
-        return here[f"variance_along_gap_{m}"]
+    def mean_direction(run):
+        return [over_start(run[f"variance_along_gap_{m}"] / run[f"defect_ratio_{m}"]) for m in "xy"]
 
-    def mean_direction(here, m):
-        return here[f"variance_along_gap_{m}"] / here[f"defect_ratio_{m}"]
+    def over_start(values):
+        return values / values.isel(step=0)
 
-    def shrunk(of, lowest=False):
-        return lambda name: max(upper(over_start(name, of, m, lowest)) for m in "xy")
+    def lowest(of):
+        return lambda run: [values.min("step") for values in of(run)]
 
-    def left(temperature):
-        start = lambda name: at(name, temperature, wide, 0).gap_norm
-        return lambda name: upper(at(name, temperature, wide).gap_norm / start(name))
+    def final(of):
+        return lambda run: [values.isel(step=-1) for values in of(run)]
 
-    def each(value):
-        return "; ".join(f"{name} {value(name)}" for name in sources)
+    def left(run):
+        return [over_start(run.gap_norm).isel(step=-1)]
 
-    def at_both(value):
-        return each(lambda name: ", ".join(f"{value(at(name, t, wide))} at τ = {t:g}" for t in (cold, hot)))
+    def largest(limit, measure, names=sources, pick=max, **place):
+        """Upper bounds: those of all data sets named lie within the limit."""
+        bounds = [max(upper(values) for values in measure(runs(name, **place))) for name in names]
+        return sim.Check("absolute", 0.0, pick(bounds), limit)
 
-    def both(values):
-        return " and ".join(spread(values(m)) for m in "xy")
+    def nearest(limit, measure, **place):
+        """A control, which must fail on every data set."""
+        return largest(limit, measure, pick=min, **place)
 
-    def growth(of, lowest=False):
-        return each(lambda name: both(lambda m: over_start(name, of, m, lowest)))
-
-    def outside(limit, value):
+    def outside(limit, measure):
         """Where the temperature is large; and where pairs cannot be matched, if such a set was trained."""
-        checks = [largest(limit, value(hot), matched)]
-        if unmatched:
-            checks.append(largest(limit, value(cold), unmatched))
-        return worst(checks)
+        hard = [largest(limit, measure, unmatched)] if unmatched else []
+        return worst([largest(limit, measure, matched, temperature=hot), *hard])
 
-    recalls = each(lambda name: spread(at(name, cold, wide).recall_at_1_xy))
+    def shown(measure, *temperatures):
+        """By data set: both modalities, at each temperature."""
+        at = {t: f" at τ = {t:g}" for t in temperatures} or {cold: ""}
+        said = lambda name, t: " and ".join(map(spread, measure(runs(name, t)))) + at[t]
+        return "; ".join(f"{name} {', '.join(said(name, t) for t in at)}" for name in sources)
+
     matching = f"the temperature is small and pairs can be matched: at τ = {hot:g} it fails" + (
         f", and on {unmatched[0]}, by the same limit, at every τ" if unmatched else ""
     )
     return [
         sim.Row(
             "separable",
-            largest(MISPLACED, misplaced(cold, wide), sources),
-            nearest(MISPLACED, misplaced(cold, closed)),
+            largest(MISPLACED, misplaced),
+            nearest(MISPLACED, misplaced, angle=closed),
             "cones that start together",
             label="share misplaced by the midpoint rule along the gap",
-            outside=largest(MISPLACED, misplaced(hot, wide), sources),
+            outside=largest(MISPLACED, misplaced, temperature=hot),
             condition=f"the temperature is small: at τ = {hot:g} it fails",
-            effect=f"share misplaced: {at_both(lambda here: spread(1 - here.separability))}",
+            effect=f"share misplaced: {shown(misplaced, cold, hot)}",
         ),
         sim.Row(
             "compressed",
-            largest(COMPRESSED, ratio_to_null(cold), matched),
-            nearest(COMPRESSED, ratio_to_null(cold, "null_defect_ratio")),
+            largest(COMPRESSED, ratio, matched),
+            nearest(COMPRESSED, null_ratio),
             "a random direction in place of the gap",
             label="variance along the gap over its null",
-            outside=outside(COMPRESSED, ratio_to_null),
+            outside=outside(COMPRESSED, ratio),
             condition=matching,
-            effect="gallery and queries: "
-            + at_both(lambda here: both(lambda m: here[f"defect_ratio_{m}"] / here[f"null_defect_ratio_{m}"]))
-            + f"; recall of partners at τ = {cold:g}: {recalls}",
+            effect=f"gallery and queries: {shown(ratio, cold, hot)}; recall of partners at τ = {cold:g}: "
+            + shown(lambda run: [run.recall_at_1_xy.isel(step=-1)]),
         ),
         sim.Row(
             "global",
-            largest(1 - GLOBAL, not_global(cold, wide), matched),
-            nearest(1 - GLOBAL, not_global(cold, closed)),
+            largest(1 - GLOBAL, not_global, matched),
+            nearest(1 - GLOBAL, not_global, angle=closed),
             "cones that start together",
             label="share of the mean squared distance of pairs that is not the gap's, 1 − G²/E‖y − x‖²",
-            outside=outside(1 - GLOBAL, lambda temperature: not_global(temperature, wide)),
+            outside=outside(1 - GLOBAL, not_global),
             condition=matching,
-            effect=f"the gap's share: {at_both(lambda here: spread(share(here)))}",
+            effect=f"the gap's share: {shown(share, cold, hot)}",
         ),
         sim.Row(
             "lowest variance",
-            largest(0.5, shrunk(along, lowest=True), sources),
-            nearest(0.5, shrunk(mean_direction, lowest=True)),
+            largest(0.5, lowest(along)),
+            nearest(0.5, lowest(mean_direction)),
             "the mean direction in place of the gap",
             label="absolute variance along the gap, lowest over start",
         ),
         sim.Row(
             "final variance",
-            largest(1.0, shrunk(along), sources),
-            nearest(1.0, shrunk(mean_direction)),
+            largest(1.0, final(along)),
+            nearest(1.0, final(mean_direction)),
             "the mean direction in place of the gap",
             label="absolute variance along the gap, end over start",
             condition="the variance first falls, then grows with the whole cloud, only less than in other directions",
-            effect=f"gallery and queries, over the start at the end: {growth(along)}; at the lowest: {growth(along, True)}; the "
-            f"mean direction at the end: {growth(mean_direction)}",
+            effect=f"gallery and queries, over the start at the end: {shown(final(along))}; at the lowest: {shown(lowest(along))}; the "
+            f"mean direction at the end: {shown(final(mean_direction))}",
         ),
         sim.Row(
             "closed when hot",
-            largest(CLOSED, left(hot), sources),
-            nearest(CLOSED, left(cold)),
+            largest(CLOSED, left, temperature=hot),
+            nearest(CLOSED, left),
             f"τ = {cold:g} in place of {hot:g}",
             label=f"gap norm at τ = {hot:g}, end over start",
         ),

@@ -9,6 +9,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import never_above, standard_error
 from experiments.setups.trained_points import KEPT, retrieval, train_points
 from experiments.setups.trends import less_than_half, spread, trend, unbiased_gap
 
@@ -186,8 +187,7 @@ def random_shares(count: int, dimensions: int, *, seed: int):
 
 def most(shares) -> sim.Check:
     """By how much the mean less 4 standard errors falls short of a half: that they carry most must be shown."""
-    lower = np.mean(shares) - 4 * np.std(shares, ddof=1) / len(shares) ** 0.5
-    return sim.Check("absolute", 0.0, max(0.0, 0.5 - float(lower)), 1e-3)
+    return never_above(0.5 - float(np.mean(shares) - 4 * standard_error(shares)), 1e-3)
 
 
 def draw(data):

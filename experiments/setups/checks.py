@@ -56,3 +56,9 @@ def standard_error(values, axis: int = 0) -> np.ndarray:
     """Of the mean along an axis of independent values."""
     values = np.asarray(values)
     return values.std(axis=axis, ddof=1) / values.shape[axis] ** 0.5
+
+
+def upper(values) -> float:
+    """Mean over seeds plus 4 standard errors: what must lie within a limit that is to be shown, not only not refuted."""
+    values = np.asarray(values)
+    return values.mean() + 4 * standard_error(values)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 import simulator as sim
+from experiments.setups.checks import never_above, upper
 
 # One-sided. The published claims have about twenty trend rows: at this level, chosen before any was measured, all of them
 # together would pass by chance once in fifty.
@@ -30,9 +31,7 @@ def trend(values, at, sign: int) -> sim.Check:
 
 def less_than_half(left, whole) -> sim.Check:
     """By how much what is left exceeds half of the whole, seed by seed, with 4 standard errors against it."""
-    excess = left - 0.5 * whole
-    upper = excess.mean() + 4 * excess.std(ddof=1) / len(excess) ** 0.5
-    return sim.Check("absolute", 0.0, max(float(upper), 0.0), 1e-3)
+    return never_above(upper(left - 0.5 * whole), 1e-3)
 
 
 def spread(values) -> str:
