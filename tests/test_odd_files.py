@@ -241,6 +241,7 @@ def test_extreme_numbers_are_refused_or_right(files, options, capsys):
 def test_names_reach_the_page_as_text(files):
     """As a formula, `$\\frac$` is an error, and `$x^2$` is drawn as one."""
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
     from experiments.commands import diagnosis
     from experiments.report import diagnosis_page
@@ -248,7 +249,7 @@ def test_names_reach_the_page_as_text(files):
     name = "a_$x^2$_$\\frac$%&#{}~.npy"
     shutil.copy("x.npy", name)
     figure = diagnosis_page.draw(diagnosis.diagnose(name, "y.npy"))
-    texts = [text for text in figure.texts if name in text.get_text()]
+    texts = [text for text in figure.findobj(Text) if name in text.get_text()]
     assert texts
     assert not any(text.get_parse_math() for text in texts)
     figure.canvas.draw()

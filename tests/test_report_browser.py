@@ -51,8 +51,30 @@ addEventListener("load", async () => {
 });
 </script>
 """
+# Uses the page as a reader does who comes by a link to C5; each line is one state of the page.
+VISIT = """
+<script>
+addEventListener("load", async () => {
+  const states = [], form = document.querySelector("form"), [words, verdict, all] = form.elements;
+  const note = () => states.push([...document.querySelectorAll(".claim")].filter(part => part.getClientRects().length)
+    .map(part => part.id + (part.querySelector("details").open ? "+" : "")).join(" "));
+  const type = (field, value) => { field.value = value; field.dispatchEvent(new Event("input", {bubbles: true})); };
+  note();
+  all.click(); note();
+  all.click(); note();
+  type(words, "changes NO answer"); note();
+  type(words, "no such words"); note();
+  document.querySelector("a[href='#C5']").click();
+  await new Promise(done => setTimeout(done, 100)); note();
+  type(verdict, "refuted"); note();
+  location.hash = "#summary";
+  await new Promise(done => setTimeout(done, 100)); note();
+  parent.postMessage({width: document.documentElement.clientWidth, states}, "*");
+});
+</script>
+"""
 # A window of Chromium is never narrower than 500 pixels, so the page lies in a frame of the width that is asked for.
-FRAME = """<!doctype html><iframe src="page.html" style="border: 0; width: {width}px; height: 900px"></iframe>
+FRAME = """<!doctype html><iframe src="page.html{fragment}" style="border: 0; width: {width}px; height: 900px"></iframe>
 <script>addEventListener("message", e => {{
   document.body.innerHTML = "<pre id=probe></pre>";
   document.getElementById("probe").textContent = JSON.stringify(e.data);
@@ -81,10 +103,10 @@ def run(browser: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-def probe(browser: str, page: str, width: int, folder: Path) -> dict:
+def probe(browser: str, page: str, width: int, folder: Path, script: str = PROBE, fragment: str = "") -> dict:
     """What Chromium makes of a page at a width."""
-    (folder / "page.html").write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    (folder / "page.html").write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width=width, fragment=fragment), encoding="utf-8")
     address = (folder / "frame.html").as_uri()
     shown = run(browser, "--virtual-time-budget=60000", "--dump-dom", address, folder=folder)
     answer = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
@@ -140,6 +162,27 @@ def test_the_same_check_catches_what_would_not_show(browser, width, added, words
     wrong = shortcomings(probe(browser, small.replace("</main>", f"{added}</main>"), width, tmp_path))
     for word in words:
         assert any(line.startswith(word) for line in wrong), (word, wrong)
+
+
+@pytest.mark.parametrize(
+    ("removed", "wrong"),
+    [
+        ("", []),
+        ("follow();\n</script>", [0]),  # without what the script does, the states in which it is seen differ
+        ("  for (const {fold} of entries) fold.open = open;", [1, 2, 3]),
+        ("part.hidden =", [3, 4, 6]),
+        ("form.reset(); filter();", [5, 6, 7]),
+    ],
+)
+def test_claims_unfold_by_a_link_and_a_button_and_are_filtered_by_words_and_verdict(browser, removed, wrong, tmp_path):
+    small = pages.render([pages.claim_section(stem, FIGURES) for stem in ("clean_invariance", "constant_gap")])
+    assert removed in small
+    small = small.replace("</main>", '<a href="#C5">C5</a></main>').replace(
+        removed, "</script>" * removed.endswith(">")
+    )
+    states = probe(browser, small, WIDTHS[0], tmp_path, VISIT, "#C5")["states"]
+    wanted = ["C5+ P11", "C5+ P11+", "C5 P11", "C5", "", "C5+ P11", "P11", "C5+ P11"]
+    assert [i for i, (state, want) in enumerate(zip(states, wanted, strict=True)) if state != want] == wrong
 
 
 def test_it_prints(browser, page, tmp_path):

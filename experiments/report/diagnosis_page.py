@@ -157,65 +157,52 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(textwrap.fill(said, 110, subsequent_indent="  ") for said in result["summary"])])
 
 
-PAGE = (8.27, 11.69)  # A4, inches
-_LEFT, _RIGHT = 0.55, 7.75  # text margins, inches
-_LINE = 0.148  # inches
+A4 = (8.27, 11.69)  # inches
 
 
 def draw(result: dict[str, Any]):
     """One page: the summary, six panels and the table."""
     import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.transforms import Bbox
 
-    figure = plt.figure(figsize=PAGE)
-    # Names of files are text: a "$" in them starts no formula.
-    write = lambda x, y, words, **style: figure.text(
-        x / PAGE[0], y / PAGE[1], words, va="top", parse_math=False, **style
-    )
-    top = PAGE[1] - 0.45
-    write(_LEFT, top, "Modality gap", size=8, weight="bold")
     options = ["rows scaled to unit length"] * result["normalized"] + ["row i pairs with row i"] * result["paired"]
-    for side in ("gallery", "queries"):
-        count = result["gallery_rows" if side == "gallery" else "query_rows"]
-        options.append(f"{side}: {count:,} × {result['dimensions']} from {_shortened(result[side])}")
-    height = top - 0.32
-    for words in ["; ".join(options[:-2]), *options[-2:]]:
-        if words:
-            write(_LEFT, height, words, size=7, color=CONTROL)
-            height -= _LINE
-    height -= 0.06
-    warnings = [f"Warning: {words}." for words in result["warnings"]]
-    for said in [*result["summary"], *warnings]:
-        lines = textwrap.wrap(said, 124)
-        write(_LEFT, height, "\n".join(lines), size=8, linespacing=1.25)
-        height -= _LINE * len(lines) + 0.05
+    files = ["; ".join(["Modality gap", *options])]
+    for side, count in (("gallery", result["gallery_rows"]), ("queries", result["query_rows"])):
+        files.append(f"{side}: {count:,} × {result['dimensions']} from {_shortened(result[side])}")
+    said = [*result["summary"], *(f"Warning: {words}." for words in result["warnings"])]
+    if result["sampled"]:
+        said.append("In the table, exact: from all rows; n of N: from n random rows, ± one standard error.")
+    lines = [("measure", "gallery", "queries", "from", ""), *table_rows(result)]
     panels = (_positions, _compression, _energy, _alphas, _robustness, _answers)
-    width, tall = 1.85, 1.42
-    for number, panel in enumerate(panels):
-        left = _LEFT + 0.35 + (number % 3) * (width + 0.63)
-        bottom = height - 0.35 - tall - (number // 3) * (tall + 0.85)
-        axis = figure.add_axes((left / PAGE[0], bottom / PAGE[1], width / PAGE[0], tall / PAGE[1]))
-        missing = panel(axis, result, result["curves"])
-        if missing:
-            axis.set_axis_off()
-            axis.text(0.5, 0.5, missing, ha="center", va="center", color=CONTROL, transform=axis.transAxes)
-    _write_table(write, bottom - 0.72, result)
+
+    words = "\n\n".join(["\n".join(files), *(textwrap.fill(sentence, 112) for sentence in said)])
+    margins = ConstrainedLayoutEngine(rect=(0.03, 0.03, 0.93, 0.94), w_pad=0.1, h_pad=0.1)
+    mosaic: Any = [["words"] * 3, panels[:3], panels[3:], ["table"] * 3]
+    heights = (words.count("\n") + 1, 16, 16, len(lines))  # in lines of text
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=A4, layout=margins, height_ratios=heights)
+    # Names of files are text: a "$" in them starts no formula.
+    axes["words"].text(0, 1, words, va="top", size=8, parse_math=False)
+    for name in ("words", "table"):
+        axes[name].set_axis_off()
+    for panel in panels:
+        if missing := panel(axes[panel], result, result["curves"]):
+            axes[panel].set_axis_off()
+            axes[panel].text(
+                0.5, 0.5, missing, ha="center", va="center", color=CONTROL, transform=axes[panel].transAxes
+            )
+    table = axes["table"].table(
+        lines, colWidths=(0.17, 0.12, 0.12, 0.16, 0.43), cellLoc="left", edges="open", bbox=Bbox.unit()
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(SMALL)
+    for column in range(len(lines[0])):
+        table[0, column].set_text_props(weight="bold")
     return figure
 
 
 def _shortened(path: str) -> str:
     return path if len(path) <= 100 else "…" + path[-99:]
-
-
-def _write_table(write, height: float, result):
-    columns = (_LEFT, 1.72, 2.62, 3.52, 4.72)
-    lines = table_rows(result)
-    step = min(0.132, (height - 0.5) / (len(lines) + 1))
-    for number, line in enumerate([("measure", "gallery", "queries", "from", ""), *lines]):
-        for at, words in zip(columns, line, strict=True):
-            write(at, height - number * step, words, size=SMALL, weight="bold" if number == 0 else "normal")
-    if result["sampled"]:
-        words = "exact: from all rows; n of N: from n random rows, ± one standard error"
-        write(_LEFT, 0.4, words, size=SMALL, color=CONTROL)
 
 
 _NAMES = dict(x="gallery", y="queries")
