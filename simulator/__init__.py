@@ -13,7 +13,10 @@ from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
 from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
+from simulator.storage.embeddings import load_embeddings
+from simulator.storage.results import load_dataset
 from simulator.theory.robustness import exact_robustness
+from simulator.training.devices import use_all_cores
 from simulator.training.experiment import Experiment
 from simulator.training.flow import gradient_flow
 from simulator.training.runs import Run, train
@@ -49,6 +52,8 @@ __all__ = [
     "gap_vector",
     "gradient_flow",
     "info_nce",
+    "load_dataset",
+    "load_embeddings",
     "load_sweep",
     "measure_gap",
     "measured_robustness",
@@ -57,4 +62,5 @@ __all__ = [
     "sigmoid_loss",
     "sweep",
     "train",
+    "use_all_cores",
 ]

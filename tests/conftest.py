@@ -10,9 +10,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import experiments  # before NumPy is loaded: it says which of its code is used
-
-# isort: split
 import jax
 import matplotlib
 import numpy as np

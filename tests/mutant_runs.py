@@ -48,7 +48,9 @@ def prepared() -> Path:
     os.environ |= dict(PYTHONPATH=str(copy), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     hidden = (ROOT, ROOT / "tests")
     sys.path[:] = [str(copy), *(entry for entry in sys.path if Path(entry or ".").resolve() not in hidden)]
-    import experiments  # before NumPy is loaded: it says which of its code is used
+    from experiments.commands.terminal import draw_alike_everywhere
+
+    draw_alike_everywhere()  # before NumPy is loaded
 
     for name in PREPARED.split():
         importlib.import_module(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.training.engine import cache_folder
+from simulator.training.devices import cache_folder
 
 COMPILED = cache_folder() / "tests"  # a folder of the user, so that clones share it
 ROOT = Path(__file__).parents[1]

@@ -34,9 +34,9 @@ def test_no_git_no_home_no_name_and_jax_in_use(files):
         "def nobody(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = nobody\n"
         "jax.devices()\n"
-        "from experiments.__main__ import main, _use_all_cores\n"
+        "import simulator as sim; from experiments.__main__ import main\n"
         "from simulator.storage.results import provenance\n"
-        "_use_all_cores()\n"
+        "sim.use_all_cores()\n"
         "assert provenance()['commit'] == 'unknown'\n"
         "sys.exit(main(['diagnose', 'x.npy', 'y.npy']))",
         PATH="/nowhere", JAX_DEBUG_NANS="1", JAX_DEBUG_INFS="1",
@@ -46,9 +46,7 @@ def test_no_git_no_home_no_name_and_jax_in_use(files):
 
 
 def test_a_home_that_cannot_be_written(files):
-    done = run(
-        "from experiments.__main__ import _use_all_cores; _use_all_cores()\nimport jax; jax.jit(abs)(1.0)", HOME="/proc"
-    )
+    done = run("import simulator; simulator.use_all_cores()\nimport jax; jax.jit(abs)(1.0)", HOME="/proc")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -15,6 +15,7 @@ import tyro
 
 from experiments import catalogue
 from experiments.__main__ import Command
+from experiments.commands import sweeping
 from experiments.report import tables
 from simulator.storage.results import load_dataset
 from tests.processes import run_and_count
@@ -265,10 +266,8 @@ def test_every_command_is_listed_with_an_example_that_parses():
         kind, settings = typing.get_args(part)
         example = re.search(r"^\s*Example: gapsim (.*)$", kind.__doc__, re.MULTILINE)
         assert example, f"{kind.__name__} has no example"
-        from experiments.__main__ import _gather_changes
-
         words = shlex.split(example[1])
-        words = _gather_changes(words) if words[0] == "sweep" else words
+        words = sweeping.gather_changes(words) if words[0] == "sweep" else words
         assert words[0] == settings.name
         assert isinstance(tyro.cli(Command, args=words), kind)
 

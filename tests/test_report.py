@@ -226,7 +226,7 @@ def test_no_results_or_nowhere_to_write(tmp_path, capsys):
 def test_run_names_the_page_to_open(tmp_path, monkeypatch, capsys):
     for stem in ("gap_emergence", "robustness_monotone", "clean_invariance"):
         shutil.copy(FIGURES / f"{stem}.nc", tmp_path)
-    monkeypatch.setattr("experiments.__main__._use_all_cores", lambda: None)
+    monkeypatch.setattr("simulator.training.devices.use_all_cores", lambda: None)
     monkeypatch.setattr(catalogue, "run", lambda stem, **_: (_stored(stem), 0.0))
     assert main(["run", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-2] == f"open {tmp_path / 'index.html'}"

@@ -35,9 +35,9 @@ def gapsim(n: int, replicas: int, data: str, embed_dim: int) -> Task:
 def trained_program(n: int, replicas: int, data: str, embed_dim: int, *, shards: int | None = None):
     """(compiled function, steps -> its arguments, its keywords) of this engine's training; `shards` spreads the batch of
     a single replica over that many devices."""
-    from experiments.__main__ import _use_all_cores
+    from simulator.training.devices import use_all_cores
 
-    _use_all_cores(only_sweeps=True)
+    use_all_cores(only_sweeps=True)
     import jax
     import numpy as np
 
@@ -86,9 +86,9 @@ def sharded(n: int, shards: int, data: str, embed_dim: int) -> Task:
 def first_result(n: int, replicas: int, data: str, embed_dim: int) -> float:
     """Seconds to the results of the first sweep of a process that has imported everything and whose programs are in the compilation cache:
     `sim.sweep` of 10 steps and all measures."""
-    from experiments.__main__ import _use_all_cores
+    from simulator.training.devices import use_all_cores
 
-    _use_all_cores(only_sweeps=True)
+    use_all_cores(only_sweeps=True)
     import jax
     import xarray  # the sweep imports it; no part of what is timed
 
@@ -159,7 +159,7 @@ def flax_loop(n: int, replicas: int, data: str, embed_dim: int) -> Task:
 def _use_full_vectors():
     """As wide as in this engine (some 5 % faster than XLA's default); before JAX computes anything."""
     from simulator.training.compiler import use_flags
-    from simulator.training.engine import cache_folder
+    from simulator.training.devices import cache_folder
 
     use_flags("--xla_cpu_prefer_vector_width=512", memory=cache_folder() / "xla_flags.json")
 

@@ -53,9 +53,9 @@ def _enough_steps(task: Task) -> int:
 
 
 def _devices():
-    from experiments.__main__ import _use_all_cores
+    from simulator.training.devices import use_all_cores
 
-    _use_all_cores(only_sweeps=True)
+    use_all_cores(only_sweeps=True)
     import jax
 
     return jax.devices()

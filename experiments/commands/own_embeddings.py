@@ -6,12 +6,13 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
+
+from experiments.commands.outputs import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,9 @@ def run_diagnose(command: Diagnose) -> int:
     """Measure, write, print."""
     from experiments.commands import diagnosis
     from experiments.report import diagnosis_page
+    from simulator.training.devices import require_device
 
     require_device()
-
     if command.page is not None and command.page.suffix != ".pdf":
         raise ValueError(f"--page is {command.page}; name a file that ends in .pdf (a .png appears beside it)")
     _require_outputs(command, command.json, command.page, command.page and command.page.with_suffix(".png"))
@@ -133,29 +134,3 @@ def _require_outputs(command: Diagnose | Close, *paths: Path | None):
     inputs = [str(path) for path in given if path is not None]
     inputs += [path.rpartition(":")[0] for path in inputs]  # FILE:NAME
     require_outputs(paths, map(Path, filter(None, inputs)))
-
-
-def require_device() -> None:
-    """Raise ValueError where JAX has nothing to compute on, before the work."""
-    import jax
-
-    try:
-        jax.devices()
-    except (
-        Exception
-    ) as error:  # of several kinds: `cuda` without its plugin is a bare AssertionError in JAX 0.10 to 0.12
-        reason = str(error) or "the plugin of that platform is not installed"
-        wanted = jax.config.jax_platforms  # ty: ignore[missing-attribute]
-        raise ValueError(
-            f"JAX finds no device {wanted!r} here ({reason}); set JAX_PLATFORMS to cpu, or leave it empty"
-        ) from error
-
-
-def write_json(path: Path, value) -> None:
-    """The file appears whole or not at all, in UTF-8 on any machine."""
-    from simulator.storage.files import whole_file
-
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole_file(path) as draft:
-        # A file name that is no UTF-8 holds lone surrogates; written out like this they are JSON's own escapes.
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")

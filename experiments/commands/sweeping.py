@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tyro.conf import Positional
 
 NAMES = ("loss", "gap_norm", "defect_ratio_x", "recall_at_1_yx")
 
 
-def require_jobs(command: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train every point of a grid, in chunks that survive Ctrl-C and a kill; the same command continues.
+
+    Example: gapsim sweep grid.toml --store results/grid --learning_rate 0.002 --loss.temperature 0.05
+    """
+
+    config: Positional[Path]
+    """TOML file: fields of Experiment, `seeds`, `key`, and a table `over` of lists by dotted field."""
+    store: Path
+    """Folder that keeps what is finished; several processes may share it."""
+    set: tuple[str, ...] = ()
+    """Changes to the file, dotted.field=value each; --dotted.field value is the same."""
+    workers: int = 0
+    """Share the work among this many jobs instead of training here (extra `slurm`)."""
+    executor: Literal["slurm", "local"] = "slurm"
+    """Where the jobs run: Slurm, or processes of this machine."""
+    minutes: int = 60
+    """Time limit of a job; submit again to continue what was not done."""
+    cpus: int = 8
+    """Cores of a job."""
+    gpus: int = 0
+    """GPUs of a job; jax must be installed for them."""
+    partition: str | None = None
+    """Slurm partition; the default one if not given."""
+    quiet: bool = False
+    """Train without a progress bar and print no table, as jobs do."""
+
+
+def gather_changes(arguments: list[str]) -> list[str]:
+    """`--some.field value` of a sweep as `--set some.field=value`: which fields there are, only the file says, so no parser can know."""
+    own = {f"--{field.name}" for field in dataclasses.fields(Sweep)} | {"--help", "-h"}
+    kept, changes = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if word.startswith("--") and word.split("=")[0] not in own:
+            name, is_set, value = word[2:].partition("=")
+            changes.append(f"{name}={value if is_set else next(rest, '')}")
+        else:
+            kept.append(word)
+    return kept + (["--set", *changes] if changes else [])
+
+
+def run_sweep(command: Sweep) -> int:
+    require_jobs(command)
+    if command.workers:
+        return train_in_jobs(command)
+    # XLA compiles for a single device differently, and a stored sweep is to have the same bits wherever it is continued.
+    from simulator.training.devices import use_all_cores
+
+    use_all_cores(only_sweeps=True, least=2)
+    return train_here(command)
+
+
+def require_jobs(command: Sweep) -> None:
     """Raise ValueError for jobs that could not run, before anything is submitted."""
     for name, least in dict(workers=0, minutes=1, cpus=1, gpus=0).items():
         if (number := getattr(command, name)) < least:
@@ -22,7 +79,7 @@ def _one_line(message, category, filename: str, lineno: int, line: str | None = 
     return f"gapsim: note: {message}\n"
 
 
-def train_here(command: Any) -> int:
+def train_here(command: Sweep) -> int:
     """Train what the store lacks; exit code."""
     import jax
 
@@ -42,7 +99,7 @@ def train_here(command: Any) -> int:
     return 0 if command.quiet else report(command.store)
 
 
-def train_in_jobs(command: Any) -> int:
+def train_in_jobs(command: Sweep) -> int:
     """Submit jobs, and wait for those of this machine; exit code."""
     from experiments.commands import cluster, sweep_file
 

@@ -8,6 +8,15 @@ import sys
 from collections.abc import Callable
 
 
+def draw_alike_everywhere() -> None:
+    """Have NumPy compute alike on all x86-64 processors, so that a figure has the same bytes on each; before NumPy is loaded.
+
+    For exp, log and powers it takes other code where a processor has AVX-512, and the last bit differs: a few pixels
+    then differ by one grey level. JAX, which does the heavy work, does not ask.
+    """
+    os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL AVX512_SPR")
+
+
 def printing(command: Callable[[], int]) -> int:
     """The exit code of a command; quiet when whoever reads the output, `head` for one, has read enough."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed

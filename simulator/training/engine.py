@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from simulator.training import compiler
+from simulator.training.devices import cache_folder
 
 CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measured anything better
 CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
@@ -211,15 +212,6 @@ def release_programs(*, share: float = 0.5) -> None:
         return
     if used > share * granted:
         jax.clear_caches()
-
-
-def cache_folder() -> Path:
-    """Where compiled programs and what was measured are kept: $XDG_CACHE_HOME/gapsim, or ~/.cache/gapsim. For a user
-    without a home a place where every access is an OSError, as in a home that cannot be written: nothing is kept."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapsim"
-    except RuntimeError:  # a uid without an entry in passwd, and no HOME
-        return Path(os.devnull) / "gapsim"
 
 
 def median_seconds(run: Callable[[], Any], *, least: float = 0.3) -> float:
