@@ -20,8 +20,8 @@ test-all: install
 	$(BIN)/pytest -n 2 --dist loadfile --timeout 1200 $(ARGS)
 
 lint: install
-	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty $(CONSTRAINTS:%=--constraint %)
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
+	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty import-linter $(CONSTRAINTS:%=--constraint %)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check && $(BIN)/lint-imports
 
 # The site, with warnings as errors: open docs/_build/html/index.html
 docs: install

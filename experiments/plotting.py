@@ -7,10 +7,8 @@ two columns from a dataset, gives each series its colour together with its marke
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
@@ -20,12 +18,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^vDP"  # one per colour: a grey print tells the series apart too
 CONTROL = "#8A8A8A"
 STYLE = Path(__file__).with_name("gapsim.mplstyle")
-# Figures that belong to no claim: the module that draws them, and the stem of the numbers that they show.
-OTHERS = dict(
-    real_embeddings=("real_embeddings.study_page", "real_embeddings"),
-    performance=("bench.tables", "performance"),
-    cost_model=("bench.cost_model", "performance"),
-)
 
 
 def series(index: int, **changes) -> dict[str, Any]:
@@ -75,44 +67,10 @@ def lettered(figure):
     return figure
 
 
-def source(name: str) -> tuple[ModuleType, str]:
-    """The module with `draw` and `CAPTION` of a figure, and the stem of its numbers."""
-    module, stem = OTHERS.get(name, (f"claims.{name}", name))
-    return importlib.import_module(f"experiments.{module}"), stem
-
-
-def find(names: tuple[str, ...], folder: Path) -> list[str]:
-    """Figures by id or name; for none, all whose numbers are in the folder: the claims in their order, then the others.
-
-    Raises ValueError for an unknown name.
-    """
-    from experiments import catalogue
-
-    claims = tuple(name for name in names if name not in OTHERS)
-    found = catalogue.find(claims) if claims or not names else []
-    found += [name for name in OTHERS if name in names or not names]
-    return found if names else [name for name in found if (folder / f"{OTHERS.get(name, (0, name))[1]}.nc").exists()]
-
-
 def files(out: Path | None, results: Iterable[str], figures: Iterable[str]) -> list[Path]:
     """The files of a folder that receive results and figures; none without a folder."""
     names = [f"{stem}.nc" for stem in results] + [f"{name}.{kind}" for name in figures for kind in ("pdf", "png")]
     return [] if out is None else [out / name for name in names]
-
-
-def redraw(name: str, folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw the stored numbers of a figure again, into the same folder or another; returns the two paths."""
-    from simulator.storage.results import load_dataset
-
-    module, stem = source(name)
-    path = folder / f"{stem}.nc"
-    try:
-        data = load_dataset(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; name the folder that holds it with --results") from error
-    except Exception as error:  # whatever is wrong with a file
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
-    return save_figure(module.draw, data, (out or folder) / name)
 
 
 def save_figure(draw, dataset, path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 
 from experiments import plotting
 from experiments.commands import diagnosis
-from experiments.report import diagnosis_page
+from experiments.report import diagnosis_page, figures
 from simulator.storage.results import load_dataset
 from tests import style_rules
 
@@ -26,13 +26,13 @@ CLAIMS = sorted(path.stem for path in (ROOT / "experiments" / "claims").glob("[a
 FAST = ("clean_invariance", "robustness_monotone", "sinkhorn_potential")
 each_figure = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*CLAIMS, *plotting.OTHERS)],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*CLAIMS, *figures.OTHERS)],
 )
 
 
 def stored(name: str):
     """The module that draws a figure, and its numbers, which the repository holds for every figure."""
-    module, stem = plotting.source(name)
+    module, stem = figures.source(name)
     return module, load_dataset(STORED / f"{stem}.nc")
 
 
@@ -49,7 +49,7 @@ def test_a_stored_figure_keeps_the_style(name):
 @each_figure
 def test_a_stored_figure_is_redrawn_to_the_byte(name, pinned_drawing, tmp_path):
     stored(name)
-    for path in plotting.redraw(name, STORED, tmp_path):
+    for path in figures.redraw(name, STORED, tmp_path):
         assert path.read_bytes() == (STORED / path.name).read_bytes(), f"figures/{path.name}: gapsim figures {name}"
 
 

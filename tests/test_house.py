@@ -36,30 +36,26 @@ def test_predictions_never_call_what_they_predict():
         assert not any(word in path.read_text() for word in ("jax.grad", "value_and_grad", "jacfwd", "jacrev")), path
 
 
-def test_arrows_point_down():
-    order = [
-        "validation",
-        "storage/embeddings",
-        "losses/contrastive",
-        "geometry",
-        "streaming",
-        "training/flow",
-        "data",
-        "encoders",
-        "robustness",
-        "closing/index",
-        "closing/certificate",
-        "closing/closer",
-        "training/experiment",
-        "training/runs",
-        "training/sweep",
-    ]
-    for level, name in enumerate(order):
-        used = imports(ROOT / "simulator" / f"{name}.py")
-        for higher in order[level + 1 :]:
-            assert f"simulator.{higher.replace('/', '.')}" not in used, f"{name} imports {higher}"
-    for path in ROOT.glob("simulator/**/*.py"):
-        assert not any(u.startswith("experiments") for u in imports(path)), path
+def private_names(path):
+    """Names with a leading underscore that a file takes from another file of this project."""
+    tree, modules, found = ast.parse(path.read_text()), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("simulator", "experiments"):
+            modules |= {alias.asname or alias.name for alias in node.names}
+            found += [alias.name for alias in node.names if alias.name.startswith("_")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            found += [f"{node.value.id}.{node.attr}"] * (node.attr.startswith("_") and not node.attr.startswith("__"))
+    return found
+
+
+def test_nothing_takes_private_names_of_another_file(tmp_path):
+    files = [*ROOT.glob("simulator/**/*.py"), *ROOT.glob("experiments/**/*.py"), *ROOT.glob("docs/_ext/*.py")]
+    assert len(files) > 100
+    assert {str(path): names for path in files if (names := private_names(path))} == {}
+    near = tmp_path / "near.py"
+    near.write_text("from simulator.training import engine\nfrom simulator.losses import _x\nengine._y()\n")
+    assert private_names(near) == ["_x", "engine._y"]
 
 
 def test_every_experiment_has_its_figure_test_and_verdicts():

@@ -9,6 +9,7 @@ import pytest
 
 import simulator as sim
 from experiments.__main__ import main
+from experiments.real_embeddings import __main__ as command
 from experiments.real_embeddings import study as real
 from experiments.setups.galleries import nearest_rows
 
@@ -207,17 +208,17 @@ def test_parts_are_measured_beside_what_is_stored_on_the_same_points(tmp_path, m
         lambda folder: dict.fromkeys(("clip_gallery", "coco80_text", "in1k_text_a", "clip_queries"), np.ones((500, 2))),
     )
     monkeypatch.setattr(real, "rules", lambda *_: dict(error=(("gallery", "rule"), np.full(stored.error.shape, 7.0))))
-    monkeypatch.setattr("experiments.plotting.save_figure", lambda *_: None)
+    monkeypatch.setattr(command, "save_figure", lambda *_: None)
     with pytest.raises(ValueError, match="no part is called rule; the parts are subsets, rules"):
-        real.main("", str(tmp_path), "rule")
+        command.main("", str(tmp_path), "rule")
     save_dataset(stored, tmp_path / "real_embeddings.nc")
-    real.main("", str(tmp_path), "rules")
+    command.main("", str(tmp_path), "rules")
     found = load_dataset(tmp_path / "real_embeddings.nc")
     assert (found.error == 7.0).all()
-    assert found.drop_vars("error").equals(stored.drop_vars("error"))
+    assert found.drop_vars("error").equals(real.named(stored).drop_vars("error"))
     save_dataset(stored.isel(rule=slice(1, None)), tmp_path / "real_embeddings.nc")
     with pytest.raises(ValueError, match="another rule than is measured now"):
-        real.main("", str(tmp_path), "rules")
+        command.main("", str(tmp_path), "rules")
 
 
 def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatch):
@@ -226,8 +227,8 @@ def test_what_is_measured_is_written_beside_no_tracked_file(tmp_path, monkeypatc
     stored = load_dataset(Path(__file__).parents[1] / "figures" / "real_embeddings.nc").load()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(real, "measure", lambda *_: stored)
-    monkeypatch.setattr("experiments.plotting.save_figure", lambda *_: None)
-    real.main("")
+    monkeypatch.setattr(command, "save_figure", lambda *_: None)
+    command.main("")
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nc")] == ["results/real_embeddings.nc"]
 
 

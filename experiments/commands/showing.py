@@ -43,16 +43,16 @@ def redraw_figures(command: Figures) -> int:
 
     require_device()
     from experiments import plotting
-    from experiments.report import disputes, stories
+    from experiments.report import disputes, figures, stories
     from simulator.storage.files import require_outputs
 
     results, out = command.results or command.out or _stored(), command.out or RESULTS
-    found = plotting.find(command.claims, results)
+    found = figures.find(command.claims, results)
     if not found:
         raise ValueError(f"{results} holds no stored results; run `gapsim run` or `gapsim verify --out` first")
     require_outputs(plotting.files(out, [], found), results.glob("*.nc"))
     for name in found:
-        for path in plotting.redraw(name, results, out):
+        for path in figures.redraw(name, results, out):
             print(path)
     if not command.claims:
         for path in [*disputes.draw_all(out, results), *stories.draw_all(out, results)]:

@@ -1,5 +1,5 @@
 """Closing the gap of real embeddings (CLIP on COCO and ImageNet, VideoCLIP):
-python -m experiments.real_embeddings.study FOLDER [OUT [PART ...]]
+python -m experiments.real_embeddings FOLDER [OUT [PART ...]]
 
 The folder holds clip_gallery.npy, clip_queries.npy, coco80_text.npy, in1k_text_a.npy, videoclip_gallery.npy and
 videoclip_queries.npy. What is stored and drawn are rates; no embedding leaves the folder. With the names of parts, those
@@ -9,7 +9,6 @@ alone are measured anew and the rest of OUT/real_embeddings.nc is kept.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,28 +318,3 @@ def quantisation(config: Config, folder: Path | str) -> dict:
         video=(axes, values.mean(axis=0)), video_error=(axes, error(values)),
         video_change_error=(("range", "closed"), error(changes)),
     )  # fmt: skip
-
-
-def main(folder: str, out: str = "results", *parts: str):
-    """Measure, store and draw; what is stored already keeps its place beside the named parts, on the same points alone."""
-    from experiments.plotting import save_figure
-    from experiments.real_embeddings.study_page import draw, table
-    from simulator.storage.results import load_dataset, provenance, save_dataset
-
-    path, data = Path(out) / "real_embeddings.nc", measure(folder, Config(), parts)
-    if parts:
-        new, data = data, named(load_dataset(path))
-        for name, points in new.coords.items():
-            if not points.equals(data.coords[name]):
-                raise ValueError(f"{path} holds another {name} than is measured now; measure every part anew")
-        data = data.assign({name: new[name] for name in new.data_vars})
-        data.attrs |= {f"commit of {part}": provenance()["commit"] for part in parts}
-    else:
-        data.attrs |= provenance()
-    save_dataset(data, path)
-    save_figure(draw, data, Path(out) / "real_embeddings")
-    print(table(data))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

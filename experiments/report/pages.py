@@ -18,13 +18,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments import catalogue, plotting
+from experiments import catalogue
+from experiments.report import figures
 from experiments.report.inline_svg import draw_svg
 from experiments.report.prose import set_number, set_text
 
 # Figures that belong to no claim: title and command.
 EXTRAS = dict(
-    real_embeddings=("Closing the gap of real embeddings", "python -m experiments.real_embeddings.study FOLDER"),
+    real_embeddings=("Closing the gap of real embeddings", "python -m experiments.real_embeddings FOLDER"),
     performance=("Speed of the engine", "gapsim bench"),
     cost_model=("What a step costs, and on other machines", "gapsim bench"),
 )
@@ -120,7 +121,7 @@ def extra_section(name: str, results: Path) -> dict[str, Any]:
     """What the page says of something that is stored beside the claims."""
     from simulator.storage.results import load_dataset
 
-    (title, command), (module, stem) = EXTRAS[name], plotting.source(name)
+    (title, command), (module, stem) = EXTRAS[name], figures.source(name)
     about: dict[str, Any] = dict(id=f"beside-{name}", stem=stem, title=title, caption=module.CAPTION, command=command)
 
     def read():
@@ -132,7 +133,7 @@ def extra_section(name: str, results: Path) -> dict[str, Any]:
 
 
 def _extra_is_stored(name: str, results: Path) -> bool:
-    return (results / f"{plotting.source(name)[1]}.nc").exists()
+    return (results / f"{figures.source(name)[1]}.nc").exists()
 
 
 def dispute_section(name: str, results: Path) -> dict[str, Any]:
