@@ -244,29 +244,34 @@ def judge(data) -> list[sim.Row]:
     return [
         sim.Row(
             "orthogonal gap",
-            orthogonal(-1), orthogonal(0), "the same at the start", label="isotropic, apart: variance along the final gap below its null, both modalities",
+            orthogonal(-1), orthogonal(0), "the same at the start",
+            label="isotropic, apart: variance along the final gap below its null, both modalities",
         ),
         sim.Row(
             "angle decides the gap",
             over("gap_norm", "angle", data.angle.values, starts),
             over("gap_norm", "shape", SHAPES, [dict(encoder=e, angle=a) for e in encoders for a in data.angle.values]),
-            "the collapse of the start in place of its angle", label="final gap rises with the angle of the start, both shapes",
+            "the collapse of the start in place of its angle",
+            label="final gap rises with the angle of the start, both shapes",
         ),
         sim.Row(
             "angle decides the order",
             over("separability", "angle", (TOGETHER, APART), starts),
             over("separability", "shape", SHAPES, [dict(encoder=e, angle=APART) for e in encoders]),
-            "collapsed against isotropic, both apart", label="the midpoint rule places more rows from starts apart than together, both shapes",
+            "collapsed against isotropic, both apart",
+            label="the midpoint rule places more rows from starts apart than together, both shapes",
         ),
         sim.Row(
             "together",
-            no_gap(TOGETHER), no_gap(near), f"the same starts {np.degrees(near):.0f}° apart", label="together, both shapes: final gap no larger than with labels exchanged within pairs",
+            no_gap(TOGETHER), no_gap(near), f"the same starts {np.degrees(near):.0f}° apart",
+            label="together, both shapes: final gap no larger than with labels exchanged within pairs",
             condition="towers keep a trace of a gap, larger than chance and far smaller than from a start apart",
             effect="; ".join(map(trace, starts)),
         ),
         sim.Row(
             "rates",
-            law(data.law_predicted), law(data.law_by_share), "rates times the start's share of variance along the gap", label="rates of both modes along the gap, isotropic and collapsed, over those of one law",
+            law(data.law_predicted), law(data.law_by_share), "rates times the start's share of variance along the gap",
+            label="rates of both modes along the gap, isotropic and collapsed, over those of one law",
         ),
     ]  # fmt: skip
 

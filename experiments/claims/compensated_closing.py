@@ -246,15 +246,18 @@ def judge(data) -> list[sim.Row]:
     return [
         sim.Row(
             "clean decisions", none(data.changed),
-            none(moved.missed.sel(near_miss="half the scalar")), "half the scalar, −⟨v, x_k⟩", label="clean decisions changed by either rule, all galleries and α",
+            none(moved.missed.sel(near_miss="half the scalar")), "half the scalar, −⟨v, x_k⟩",
+            label="clean decisions changed by either rule, all galleries and α",
         ),
         sim.Row(
             "clean decisions, centred", none(data.changed.sel(rule="centred")),
-            none(moved.missed.sel(near_miss="scalar without m·x_k")), "the scalar without m·x_k", label="clean decisions changed by the query-centred rule",
+            none(moved.missed.sel(near_miss="scalar without m·x_k")), "the scalar without m·x_k",
+            label="clean decisions changed by the query-centred rule",
         ),
         sim.Row(
             "centred rule",
-            against("exact_centred", "centred"), against("uncentred", "centred"), "‖y‖ in place of ‖y − αm‖", label="robustness of the query-centred rule at every (gallery, α) against the closed form",
+            against("exact_centred", "centred"), against("uncentred", "centred"), "‖y‖ in place of ‖y − αm‖",
+            label="robustness of the query-centred rule at every (gallery, α) against the closed form",
             outside=against("exact_centred", "noisy"),
             condition="the scalars carry no noise; noise of the same size on them takes the gain away",
             effect=f"gain at α = 1, by gallery: {gain('centred')}; with noisy scalars {gain('noisy')}",
@@ -262,11 +265,13 @@ def judge(data) -> list[sim.Row]:
         sim.Row(
             "compensated shift",
             against("exact_compensated", "compensated"), against("unmoved", "compensated"),
-            "‖y − x_k‖ in place of ‖y − x_k − αg‖", label="robustness of the compensated shift at every (gallery, α) against the exact value",
+            "‖y − x_k‖ in place of ‖y − x_k − αg‖",
+            label="robustness of the compensated shift at every (gallery, α) against the exact value",
         ),
         sim.Row(
             "exact scalars",
-            against("exact_kept", "kept"), against("kept_by_gallery", "kept"), "the gallery's principal directions", label="robustness with r exact scalars more per class against the closed form",
+            against("exact_kept", "kept"), against("kept_by_gallery", "kept"), "the gallery's principal directions",
+            label="robustness with r exact scalars more per class against the closed form",
         ),
         sim.Row(
             "best centre", never_better("centre_value"), never_better("mean_value"),

@@ -235,7 +235,8 @@ def judge(data) -> list[sim.Row]:
             "gradient",
             slope("descent", worst),
             closest(near_gradient),
-            "the closest of: opposite sign of the first term; τ for τ²", label="relative error of the linearised gradient over cluster size, worst (G, τ)",
+            "the closest of: opposite sign of the first term; τ for τ²",
+            label="relative error of the linearised gradient over cluster size, worst (G, τ)",
             condition="the first term has this sign, not the printed one",
             effect=f"relative error of the gradient in the tightest clusters {off('descent')}, with the printed sign "
             f"{off('opposite sign')}",
@@ -251,7 +252,8 @@ def judge(data) -> list[sim.Row]:
             "near the threshold",
             next_to(data.near_error, worst),
             next_to(data.near_error_near_miss, closest),
-            "the near miss with the smallest error, of those that change this rate", label="error of the slower rate next to the threshold over cluster size, space and sphere",
+            "the near miss with the smallest error, of those that change this rate",
+            label="error of the slower rate next to the threshold over cluster size, space and sphere",
         ),
     ]  # fmt: skip
 

@@ -329,36 +329,46 @@ def judge(data) -> list[sim.Row]:
     gone = 1 - data.frozen_gap.isel(time=-1)
     lost = [spread(1 - data[f"cones_{space}"].isel(temperature=-1, time=-1)) for space in ("euclid", "sphere")]
     return [
-        sim.Row("gradient", *worst_case("gradient", data.gradient_swapped, GRADIENT), "S^x and S^y exchanged", label="∂L of every row"),
+        sim.Row("gradient", *worst_case("gradient", data.gradient_swapped, GRADIENT), "S^x and S^y exchanged",
+                label="∂L of every row"),
         sim.Row(
-            "slope", *worst_case("slope", 2 * data.slope_predicted, GRADIENT), "twice that (the sum of both directions)", label="v·∂L = ±(1/nτ)(1 − S)(v·g), both constant along v",
+            "slope", *worst_case("slope", 2 * data.slope_predicted, GRADIENT), "twice that (the sum of both directions)",
+            label="v·∂L = ±(1/nτ)(1 − S)(v·g), both constant along v",
         ),
         sim.Row(
             "loss along the gap", flat("constant"), flat("cosine"), "cosine similarity",
             flat("varying"), "both modalities are constant along v",
             f"over v·g = 0–{float(data.offset[-1]):g} the loss changes by {np.ptp(flat('constant').measured):.0e} nats, with variance along v by "
-            + stated(np.ptp(flat("varying").measured), np.finfo(float).eps), label="loss while the gap is moved along v",
+            + stated(np.ptp(flat("varying").measured), np.finfo(float).eps),
+            label="loss while the gap is moved along v",
         ),
-        sim.Row("gap velocity", *worst_case("gap_velocity", data.gap_velocity_predicted / 2, IDENTITY), "half of it", label="velocity of the gap"),
+        sim.Row("gap velocity", *worst_case("gap_velocity", data.gap_velocity_predicted / 2, IDENTITY), "half of it",
+                label="velocity of the gap"),
         sim.Row(
-            "height velocity", *worst_case("height", data.height_always_pulled, IDENTITY), "normalisation always pulls: |bracket|", label="velocity of heights on the sphere, badly matched pairs included",
+            "height velocity", *worst_case("height", data.height_always_pulled, IDENTITY), "normalisation always pulls: |bracket|",
+            label="velocity of heights on the sphere, badly matched pairs included",
         ),
-        sim.Row("closing rate", *worst_case("closing", data.closing_entropy, IDENTITY), "H", label="closing rate H − L on the sphere, both constant along v"),
+        sim.Row("closing rate", *worst_case("closing", data.closing_entropy, IDENTITY), "H",
+                label="closing rate H − L on the sphere, both constant along v"),
         sim.Row(
             "frozen gap", still(["simplices", "polygons"]),
             still(["simplices on the sphere"]), "the same start on the sphere",
             still(["random rows"]), "the softmaxes are doubly stochastic",
             f"share of G lost by t = {data.attrs['flow_time']:g}: {float(abs(gone[:2]).max()):.0e} from doubly stochastic "
-            f"starts, {float(gone[2]):.3g} from random rows, {lost[0]} from random cones (on the sphere {lost[1]})", label="G(t)/G(0) in Euclid without variance along the gap",
+            f"starts, {float(gone[2]):.3g} from random rows, {lost[0]} from random cones (on the sphere {lost[1]})",
+            label="G(t)/G(0) in Euclid without variance along the gap",
         ),
         sim.Row(
-            "balance", *against("balance_measured", "balance_predicted", "balance_once"), "Σ h_ii² once in place of twice", label="change of G² − 2(v_x + v_y) along a run, against the integral of its exact rate",
+            "balance", *against("balance_measured", "balance_predicted", "balance_once"), "Σ h_ii² once in place of twice",
+            label="change of G² − 2(v_x + v_y) along a run, against the integral of its exact rate",
         ),
         sim.Row(
-            "simplices", *against("simplex_height", "simplex_predicted_height", "simplex_height_late"), "twice the rate", label="γ(t) of two simplices on the sphere, every τ, against the closed form",
+            "simplices", *against("simplex_height", "simplex_predicted_height", "simplex_height_late"), "twice the rate",
+            label="γ(t) of two simplices on the sphere, every τ, against the closed form",
         ),
         sim.Row(
-            "cones", rising("cones_sphere"), rising("cones_euclid"), "Euclid at every τ", label=f"random cones: share of G lost by t = {data.attrs['flow_time']:g}, rising from Euclid to the sphere, there "
+            "cones", rising("cones_sphere"), rising("cones_euclid"), "Euclid at every τ",
+            label=f"random cones: share of G lost by t = {data.attrs['flow_time']:g}, rising from Euclid to the sphere, there "
             "with τ",
         ),
     ]  # fmt: skip

@@ -299,36 +299,44 @@ def judge(data) -> list[sim.Row]:
 
     four_bits = data.sel(format="int4")
     return [
-        sim.Row("decisions", none(data.changed), none(data.missed), "A⁻¹ in place of A⁻ᵀ", label="decisions changed by 20 random maps A and the optimum"),
+        sim.Row("decisions", none(data.changed), none(data.missed), "A⁻¹ in place of A⁻ᵀ",
+                label="decisions changed by 20 random maps A and the optimum"),
         sim.Row(
             "noise factor",
-            identity("optimum", data.at_optimum, 1e-10), identity("commuting", data.at_optimum, 1e-10), "(tr C_y^½ C_x^½)²", label="noise factor at B C_y B = C_x against the squared sum of singular values",
+            identity("optimum", data.at_optimum, 1e-10), identity("commuting", data.at_optimum, 1e-10), "(tr C_y^½ C_x^½)²",
+            label="noise factor at B C_y B = C_x against the squared sum of singular values",
         ),
         sim.Row(
             "random metrics", never_below("optimum"),
-            never_below("whitened"), "whitened queries as optimum", label="how far the best of 1,000 random metrics falls below the optimum",
+            never_below("whitened"), "whitened queries as optimum",
+            label="how far the best of 1,000 random metrics falls below the optimum",
         ),
         sim.Row(
             "gradient search",
             identity("optimum", data.search.isel(point=-1).max("start"), 1e-6),
-            identity("commuting", data.search.isel(point=-1).max("start"), 1e-6), "(tr C_y^½ C_x^½)²", label="noise factor that gradient search reaches from random starts",
+            identity("commuting", data.search.isel(point=-1).max("start"), 1e-6), "(tr C_y^½ C_x^½)²",
+            label="noise factor that gradient search reaches from random starts",
         ),
         sim.Row(
             "robustness",
             against("exact", "measured"), against("fixed_noise", "measured"),
-            "noise that does not follow the power", label="robustness under noise in proportion to the stored power against the exact value",
+            "noise that does not follow the power",
+            label="robustness under noise in proportion to the stored power against the exact value",
         ),
         sim.Row(
             "robustness rises",
-            rises(data.measured, data.measured_error, ladder), rises(data.measured, data.measured_error, wrong), WHITENED, label="robustness rises from the gallery as it is to the optimum, every gallery, held-out queries",
+            rises(data.measured, data.measured_error, ladder), rises(data.measured, data.measured_error, wrong), WHITENED,
+            label="robustness rises from the gallery as it is to the optimum, every gallery, held-out queries",
         ),
         sim.Row(
             "rounding",
-            against("predicted_kept", "kept"), against("twice_kept", "kept"), "step²/6", label="answers kept after rounding to bf16, fp8, int8, int4, int3 against the value for noise step²/12",
+            against("predicted_kept", "kept"), against("twice_kept", "kept"), "step²/6",
+            label="answers kept after rounding to bf16, fp8, int8, int4, int3 against the value for noise step²/12",
         ),
         sim.Row(
             "rounding to int4 rises",
-            rises(four_bits.ladder, four_bits.ladder_error, ladder), rises(four_bits.ladder, four_bits.ladder_error, wrong), WHITENED, label="answers kept after rounding to int4 rise from the gallery as it is to the optimum, every gallery, held-out queries",
+            rises(four_bits.ladder, four_bits.ladder_error, ladder), rises(four_bits.ladder, four_bits.ladder_error, wrong), WHITENED,
+            label="answers kept after rounding to int4 rise from the gallery as it is to the optimum, every gallery, held-out queries",
         ),
     ]  # fmt: skip
 

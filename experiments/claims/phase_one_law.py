@@ -237,22 +237,26 @@ def judge(data) -> list[sim.Row]:
             "fall",
             less_shortfall(wide), less_shortfall(wide, "law_exchanged"), "G₀² + τ and G₀² − τ exchanged",
             less_shortfall(close), "r = G₀²/τ ≥ 3",
-            f"fall over the law less its shortfall, farthest from 1: {farthest(wide)}; below r = 3: {farthest(close)}", label=f"ln(G₁/G₀) over the law less its shortfall, r ≥ 3, ε ≤ 0.1, d = {data.attrs['embed_dim']:g}, mean over seeds",
+            f"fall over the law less its shortfall, farthest from 1: {farthest(wide)}; below r = 3: {farthest(close)}",
+            label=f"ln(G₁/G₀) over the law less its shortfall, r ≥ 3, ε ≤ 0.1, d = {data.attrs['embed_dim']:g}, mean over seeds",
         ),
         sim.Row(
             "shortfall",
             on_average(missing / tight.shortfall, neglected),
-            on_average(missing / tight.shortfall_without_rise, neglected), "without the driven rise", label="shortfall over its law, every r < 3, ε ≤ 0.001, mean over seeds",
+            on_average(missing / tight.shortfall_without_rise, neglected), "without the driven rise",
+            label="shortfall over its law, every r < 3, ε ≤ 0.001, mean over seeds",
         ),
         sim.Row(
             "end",
             share(tight.minimum_time, tight.end_time, end_order),
-            share(tight.minimum_time, tight.end_time_undriven, end_order), "r + 1 in place of r + 3", label="time of the first minimum over its prediction, every r < 3, ε ≤ 0.001",
+            share(tight.minimum_time, tight.end_time_undriven, end_order), "r + 1 in place of r + 3",
+            label="time of the first minimum over its prediction, every r < 3, ε ≤ 0.001",
         ),
         sim.Row(
             "balance",
             on_average(far.balance / far.leak, leak_order), on_average(far.balance * far.ratio**2, leak_order),
-            "1/r² whatever the correlation", label="share of ΔG² that 2Δ(v_x + v_y) does not carry, over its prediction, r ≥ 5, ε = 0.0001, mean over seeds",
+            "1/r² whatever the correlation",
+            label="share of ΔG² that 2Δ(v_x + v_y) does not carry, over its prediction, r ≥ 5, ε = 0.0001, mean over seeds",
         ),
         sim.Row(
             "rise with ε", flat, dataclasses.replace(flat, predicted=1.0),
@@ -260,7 +264,8 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "rise with r",
-            rise_in_ratio(exponents.ratio), rise_in_ratio(exponents.ratio / 2), "τ/G₀² in place of its square", label=f"rise of G in phase 2: exponent of r, extrapolated from r = {ratios[0]:g} on",
+            rise_in_ratio(exponents.ratio), rise_in_ratio(exponents.ratio / 2), "τ/G₀² in place of its square",
+            label=f"rise of G in phase 2: exponent of r, extrapolated from r = {ratios[0]:g} on",
         ),
     ]  # fmt: skip
 

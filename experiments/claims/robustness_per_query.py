@@ -333,10 +333,12 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "step 5",
-            rises[0], rises[1], "the second nearest row", label=f"step 5: largest rise of P_j of the nearest row under h, {data.attrs['configurations']:,} galleries",
+            rises[0], rises[1], "the second nearest row",
+            label=f"step 5: largest rise of P_j of the nearest row under h, {data.attrs['configurations']:,} galleries",
         ),
         sim.Row(
-            "mirror", mirrors[0], mirrors[1], "at 2 − α", label="measured Rob_y(α) against the exact value at 2α*_y − α, every query",
+            "mirror", mirrors[0], mirrors[1], "at 2 − α",
+            label="measured Rob_y(α) against the exact value at 2α*_y − α, every query",
         ),
         sim.Row(
             "every query", single(star), single(np.ones(len(star))),
@@ -350,9 +352,11 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "mixed average", averages[0], averages[1],
-            "every query at the mean depth", label="measured average over mixed queries at every α against the exact value",
+            "every query at the mean depth",
+            label="measured average over mixed queries at every α against the exact value",
         ),
-        sim.Row("clean decisions", unchanged[0], unchanged[1], "moving by g in place of g'", label="clean decisions changed, mixed queries, all α"),
+        sim.Row("clean decisions", unchanged[0], unchanged[1], "moving by g in place of g'",
+                label="clean decisions changed, mixed queries, all α"),
     ]  # fmt: skip
 
 

@@ -254,33 +254,40 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "inner products, gallery", none(data.dot_gallery),
-            none(data.dot_queries), "moving the queries", label="inner products: noisy decisions changed by moving the gallery",
+            none(data.dot_queries), "moving the queries",
+            label="inner products: noisy decisions changed by moving the gallery",
         ),
         sim.Row(
             "distance, both sides",
-            none(data.two_sides), none(data.same_way), "the queries by +v", label="distance: noisy decisions that differ between moving the gallery by v and the queries by −v",
+            none(data.two_sides), none(data.same_way), "the queries by +v",
+            label="distance: noisy decisions that differ between moving the gallery by v and the queries by −v",
         ),
         sim.Row(
             "exact values", agreement(data.exact, data.measured, data.error),
-            agreement(cosine.unnormalised, cosine.measured, cosine.error), "cosine without normalising after the noise", label="robustness at every (gallery, scoring, side, α) against the exact value",
+            agreement(cosine.unnormalised, cosine.measured, cosine.error), "cosine without normalising after the noise",
+            label="robustness at every (gallery, scoring, side, α) against the exact value",
         ),
         sim.Row(
             "mean query", over_alpha(*at_mean),
-            over_alpha(*gallery), "moving the gallery", label="inner products: robustness rises until the queries are at their mean and falls after",
+            over_alpha(*gallery), "moving the gallery",
+            label="inner products: robustness rises until the queries are at their mean and falls after",
         ),
         sim.Row(
             "mean beats gap", never_below(at_mean, by_gap),
-            never_below(by_gap, at_mean), "the gap in place of the mean", label="inner products: how much queries moved by g' beat queries at their mean, at most",
+            never_below(by_gap, at_mean), "the gap in place of the mean",
+            label="inner products: how much queries moved by g' beat queries at their mean, at most",
         ),
         sim.Row(
             "gap helps", from_start(*by_gap),
-            from_start(*gallery), "moving the gallery", label="inner products: moving the queries by g' makes them more robust in every gallery",
+            from_start(*gallery), "moving the gallery",
+            label="inner products: moving the queries by g' makes them more robust in every gallery",
             condition="where the queries' mean is short, y − g' is longer than y, and they lose",
             effect=f"change from α = 0 to 1, by gallery: {changes(*by_gap)}",
         ),
         sim.Row(
             "far limit", slope(data.far_differ),
-            slope(data.far_whole), "the whole query in the limit", label="cosine: decisions that differ from the limit of a gallery α away, exponent in α",
+            slope(data.far_whole), "the whole query in the limit",
+            label="cosine: decisions that differ from the limit of a gallery α away, exponent in α",
             blunt="farthest away a few of 32,000 decisions differ, whose count tells the exponent to ± 0.1",
         ),
     ]  # fmt: skip
