@@ -11,6 +11,7 @@ CASES = {
     "none": (checks.none, [0, 0], [0, 1]),
     "never_above": (lambda excess: checks.never_above(excess, 0.1), [-5.0, 0.05], [-5.0, 0.15]),
     "agreement": (lambda values: checks.agreement(AT, values, ERROR), AT + 0.39, AT + 0.41),
+    "equal": (lambda values: checks.equal(2.0, values, 0.01), [1.99, 2.01], [1.99, 2.03]),
     "equals_one": (lambda ratio: checks.equals_one(ratio, 0.01), [0.995, 1.005], [0.995, 1.015]),
     "moves up": (lambda values: checks.moves(values, ERROR, AT), AT, [0, 1, 2, 1]),
     "moves as told": (lambda v: checks.moves(v, ERROR, AT, checks.up_to(AT, 2)), [0, 1, 2, 1], AT),

@@ -10,7 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import equals_one, moves, worst
+from experiments.setups.checks import equal, equals_one, moves, worst
 from experiments.setups.trends import spread, stated
 from simulator.losses import normalize_rows
 from simulator.theory import freezing
@@ -303,16 +303,16 @@ def judge(data) -> list[sim.Row]:
         # Relative to the largest entry of its own case: the case with the largest error speaks for all.
         def check(predicted):
             pairs = zip(predicted.values, data[f"{name}_measured"].values, strict=True)
-            return worst(sim.Check("identity", *pair, tolerance) for pair in pairs)
+            return worst(equal(*pair, tolerance) for pair in pairs)
 
         return check(data[f"{name}_predicted"]), check(near_miss)
 
     def against(measured, predicted, near_miss):
-        return [sim.Check("identity", data[p].values, data[measured].values, IDENTITY) for p in (predicted, near_miss)]
+        return [equal(data[name], data[measured], IDENTITY) for name in (predicted, near_miss)]
 
     def flat(rows):
         loss = data.loss_at_offset.sel(rows=rows).values
-        return sim.Check("identity", np.full(len(loss), loss[0]), loss, IDENTITY)
+        return equal(loss[0], loss, IDENTITY)
 
     def still(starts):
         return equals_one(data.frozen_gap.sel(start=starts), IDENTITY)

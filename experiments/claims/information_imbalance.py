@@ -11,7 +11,7 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.checks import never_above, standard_error
 from experiments.setups.trained_points import KEPT, retrieval, train_points
-from experiments.setups.trends import less_than_half, spread, trend, unbiased_gap
+from experiments.setups.trends import ends, less_than_half, spread, trend, unbiased_gap
 
 CLAIM = sim.Claim(
     id="P6",
@@ -126,8 +126,7 @@ def judge(data) -> list[sim.Row]:
             trend(values, scale, +1),
             trend(control, scale, +1),
             near_miss,
-            label=f"{setting}: {label} rises with what only the queries see ({spread(values[:, 0])} at {scale[0]:g}, "
-            f"{spread(values[:, -1])} at {scale[-1]:g})",
+            label=f"{setting}: {label} rises with what only the queries see ({ends(values, scale)})",
             **outside,
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import closest, equals_one
+from experiments.setups.checks import closest, equal, equals_one
 from experiments.setups.trends import spread
 from simulator.losses import normalize_rows
 from simulator.theory import invariants
@@ -294,8 +294,7 @@ def judge(data) -> list[sim.Row]:
     left, by_rows = (np.array([at_the_end(rate=rate, shared=shared) for rate in rates]) for shared in (True, False))
 
     def stays(predicted, kind="shared"):
-        last = direct[f"{kind}_half_gap"].isel(time=-1).values
-        return sim.Check("identity", np.broadcast_to(predicted, last.shape), last, 0.01)
+        return equal(predicted, direct[f"{kind}_half_gap"].isel(time=-1), 0.01)
 
     near = [every("shared", missing), every("shared", like_linear, NAMES[1:2])]
     own = relative_change(data, "random", "exponential", 1.0, yaras)[:, -1]

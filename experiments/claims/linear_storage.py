@@ -9,7 +9,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import agreement, moves, never_above, none
+from experiments.setups.checks import agreement, equal, moves, never_above, none
 from experiments.setups.galleries import core_galleries, nearest_rows, random_classes, two_spectra
 from experiments.setups.quantizers import (
     COLUMN_BITS,
@@ -283,7 +283,7 @@ def judge(data) -> list[sim.Row]:
         return agreement(*(data[each].values.ravel() for each in (predicted, name, f"{name}_error")))
 
     def identity(predicted, measured, tolerance):
-        return sim.Check("identity", data[predicted].values, measured.values, tolerance)
+        return equal(data[predicted], measured, tolerance)
 
     def never_below(name):
         return never_above((data[name] - data.random.min("metric")) / data[name], 1e-9)

@@ -10,7 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import closest
+from experiments.setups.checks import closest, equal
 from simulator.theory import landscapes
 
 CLAIM = sim.Claim(
@@ -235,10 +235,9 @@ def _one_directional_scale(similarities, pairing) -> float:
 
 def judge(data) -> list[sim.Row]:
     """One curve, the published latitudes and loss, other geometries, no gap without a wrong match."""
-    loss = data.lift_loss.values
 
     def one_curve(predicted):
-        return sim.Check("identity", predicted.values, loss, 1e-12)
+        return equal(predicted, data.lift_loss, 1e-12)
 
     published = data.published_latitude.values
 
@@ -251,7 +250,7 @@ def judge(data) -> list[sim.Row]:
     matched = np.concatenate([data.matched_latitude.values, data.random_matched.values.ravel()])
 
     def constant(value):
-        return sim.Check("identity", np.full(lowest.shape, float(value)), lowest, 1e-10)
+        return equal(value, lowest, 1e-10)
 
     return [
         sim.Row(

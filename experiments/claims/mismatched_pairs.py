@@ -10,9 +10,9 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import moves, standard_error, worst
+from experiments.setups.checks import equal, moves, standard_error, worst
 from experiments.setups.trained_points import retrieval, train_points
-from experiments.setups.trends import spread, trend, unbiased_gap
+from experiments.setups.trends import ends, spread, trend, unbiased_gap
 from simulator.losses import normalize_rows
 from simulator.theory import mismatch
 from simulator.theory.freezing import simplex_pairs
@@ -232,20 +232,16 @@ def judge(data) -> list[sim.Row]:
 
     # Tolerances: a minimiser finds its argument to the root of the loss's rounding; the flow has not quite come to rest.
     def least_gap(predicted):
-        return sim.Check("identity", predicted.values, data.least_gap.values, 1e-5)
+        return equal(predicted, data.least_gap, 1e-5)
 
     def difference(predicted):
-        return sim.Check("identity", np.full(rates.shape, float(predicted)), rates, 1e-6)
+        return equal(predicted, rates, 1e-6)
 
     def least_loss(predicted):
-        reached = data.flow_excess.values + float(data.least_loss)
-        return sim.Check("identity", np.full(reached.shape, float(predicted)), reached, 1e-10)
+        return equal(predicted, data.flow_excess + data.least_loss, 1e-10)
 
     def at_end(name):
         return data[name].isel(stage=-1).transpose(..., "seed", data[name].dims[-1])
-
-    def ends(values, at):
-        return f"{spread(values[:, 0])} at {at[0]:g}, {spread(values[:, -1])} at {at[-1]:g}"
 
     def slopes(gaps):
         return [np.polyfit(share[1:], curve[1:], 1)[0] for curve in gaps.values]

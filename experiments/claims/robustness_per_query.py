@@ -10,7 +10,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import agreement, moves, never_above, none, worst
+from experiments.setups.checks import agreement, equal, moves, never_above, none, worst
 from experiments.setups.galleries import nearest_rows, random_classes
 from experiments.setups.trends import stated
 from simulator.theory import monotonicity as theory
@@ -290,7 +290,7 @@ def judge(data) -> list[sim.Row]:
     values = {name: variable.values for name, variable in data.data_vars.items()}
 
     def same(name, label, predicted, near_miss, measured, tolerance, control_name):
-        test, control = (sim.Check("identity", p, measured, tolerance) for p in (predicted, near_miss))
+        test, control = (equal(values, measured, tolerance) for values in (predicted, near_miss))
         return sim.Row(name, test, control, control_name, label=label)
 
     share_kept, star = values["query_measured"], values["alpha_star"]

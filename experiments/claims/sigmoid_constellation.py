@@ -11,6 +11,7 @@ import optax
 
 import simulator as sim
 from experiments import plotting
+from experiments.setups.checks import equal, never_above, none
 from experiments.setups.trends import stated
 from simulator.theory.constellations import constellation_margin, predicted_margin_bounds
 from simulator.training.runs import train_replicas
@@ -206,7 +207,7 @@ def judge(data) -> list[sim.Row]:
     reached = data.mixture_loss.values < threshold
 
     def mismatches(margin):
-        return sim.Check("absolute", 0.0, float(np.sum(reached != (margin.values > 0))), 0.5)
+        return none(np.sum(reached != (margin.values > 0)))
 
     zero = data.where(data.loss < threshold)
     runs = {name: int(np.isfinite(zero.loss.sel(bias=name)).sum()) for name in BIASES}
@@ -215,20 +216,18 @@ def judge(data) -> list[sim.Row]:
         loss, scale, margin = (zero[name].values[np.isfinite(zero.loss.values)] for name in ("loss", "scale", "margin"))
         lower, upper = predicted_margin_bounds(loss, scale, n)
         upper = predicted_margin_bounds(n * loss, scale, n)[1] if near_miss else upper
-        return sim.Check(
-            "absolute", 0.0, float(np.max(np.maximum(np.maximum(lower - margin, margin - upper), 0))), 1e-9
-        )
+        return never_above(np.max(np.maximum(lower - margin, margin - upper)), 1e-9)
 
     def inseparable(name):
         # Without a run at zero loss nothing is shown, so that the count is none.
         here = zero.separable.sel(bias=name).values
-        return sim.Check("absolute", 0.0, float(np.sum(here == 0)) if runs[name] else np.nan, 0.5)
+        return none(np.sum(here == 0) if runs[name] else np.nan)
 
     def at_zero(loss):
         return sim.Check("absolute", 0.0, float(loss), threshold)
 
     def tie(ties):
-        return sim.Check("identity", ties * np.log(2) / n, float(data.tie_loss), 1e-4)
+        return equal(ties * np.log(2) / n, data.tie_loss, 1e-4)
 
     free = zero.sel(bias=BIASES[0])
     return [

@@ -11,7 +11,7 @@ import numpy as np
 
 import simulator as sim
 from experiments import plotting
-from experiments.setups.checks import never_above
+from experiments.setups.checks import equal, never_above
 from experiments.setups.trends import stated
 from simulator.losses import normalize_rows
 from simulator.theory import landscapes
@@ -283,7 +283,7 @@ def judge(data) -> list[sim.Row]:
 
     def with_gap(predicted, measured):
         unit = data[f"{measured}_predicted"].values
-        return sim.Check("identity", data[predicted].values / unit, data[measured].values / unit, 1e-8)
+        return equal(data[predicted].values / unit, data[measured].values / unit, 1e-8)
 
     gap, extra = data.case_gap.values > 0, data.case_extra.values
     enough = extra >= 0
@@ -291,7 +291,7 @@ def judge(data) -> list[sim.Row]:
 
     def edge(predicted):
         # To first order a pull widens the gap by 8 pull ((n−1)τ/n)²/(G w(1−w)): by less than 1e-4 here.
-        return sim.Check("identity", noisy[predicted].values, noisy.pulled_gap.values, 1e-3)
+        return equal(noisy[predicted], noisy.pulled_gap, 1e-3)
 
     def excess(short, exact):
         """Smallest loss over the predicted one, with one dimension too few, at its extremes; ± the largest relative error

@@ -12,6 +12,7 @@ import numpy as np
 import simulator as sim
 from experiments import plotting
 from experiments.setups import trends
+from experiments.setups.checks import equal, standard_error
 from simulator.losses import logits
 from simulator.theory import potentials
 
@@ -191,14 +192,14 @@ def judge(data) -> list[sim.Row]:
         # Each seed and modality in units of its own largest prediction, so that no seed hides behind another.
         here = data.sel(gap=gap)
         unit = abs(here["first"]).max("row")
-        return sim.Check("identity", factor * (here["first"] / unit).values, (here.measured / unit).values, 0.01)
+        return equal(factor * (here["first"] / unit), here.measured / unit, 0.01)
 
     def slope(values, predicted):
         # The interval: 4 standard errors over seeds of the slope fitted to each, plus the relative size τ/G² of the
         # neglected order at the smallest G, by which even one seed may deviate.
         logs = np.log(values).transpose("seed", "gap").values
         each = np.polyfit(np.log(gaps), logs.T, 1)[0]
-        interval = 4 * each.std(ddof=1) / len(each) ** 0.5 + data.attrs["temperature"] / gaps.min() ** 2
+        interval = 4 * standard_error(each) + data.attrs["temperature"] / gaps.min() ** 2
         return sim.Check("slope", predicted, np.exp(logs.mean(axis=0)), interval, at=gaps)
 
     spread = far.measured.sel(modality="queries").std("row")

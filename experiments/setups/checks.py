@@ -24,6 +24,12 @@ def agreement(predicted, measured, error) -> sim.Check:
     return sim.Check("monte_carlo", np.asarray(predicted), np.asarray(measured), 4.0, np.asarray(error))
 
 
+def equal(predicted, measured, tolerance: float) -> sim.Check:
+    """Equal relative to the largest prediction; a single prediction stands for all."""
+    measured = np.asarray(measured)
+    return sim.Check("identity", np.broadcast_to(np.asarray(predicted), measured.shape), measured, tolerance)
+
+
 def equals_one(measured, tolerance: float) -> sim.Check:
     """A ratio is 1, as of what was measured over its own prediction: each counts alike, whatever its size."""
     measured = np.asarray(measured)

@@ -40,6 +40,11 @@ def spread(values) -> str:
     return stated(values.mean(), values.std(ddof=1) / values.size**0.5 if values.size > 1 else np.nan)
 
 
+def ends(values, at) -> str:
+    """The first and the last column of values [seed, at], as text."""
+    return f"{spread(values[:, 0])} at {at[0]:g}, {spread(values[:, -1])} at {at[-1]:g}"
+
+
 def stated(value: float, error: float) -> str:
     """A number ± its standard error (or the bound on its numerical error) as text, to two digits of the error; without ±
     where there is no error, as of a single seed."""
