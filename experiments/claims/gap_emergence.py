@@ -125,6 +125,64 @@ GLOBAL = 0.75  # cos² 30°, of the mean squared distance of pairs
 CLOSED = 0.2  # of the gap at the start
 
 
+# Measures of the runs [seed, step] of one setting: a list of values over seeds, one for each modality where they differ.
+
+
+def misplaced(run):
+    """Share of rows on the wrong side of the midpoint along the gap, at the end."""
+    return [1 - run.separability.isel(step=-1)]
+
+
+def ratio(run, of="defect_ratio"):
+    """Variance along the gap, relative to other directions, over its null, at the end."""
+    return [(run[f"{of}_{m}"] / run[f"null_defect_ratio_{m}"]).isel(step=-1) for m in "xy"]
+
+
+def null_ratio(run):
+    """The same for a random direction in place of the gap."""
+    return ratio(run, "null_defect_ratio")
+
+
+def share(run):
+    """What the gap holds of the mean squared distance of pairs, at the end."""
+    return [(run.gap_norm**2 / run.alignment).isel(step=-1)]
+
+
+def not_global(run):
+    """What the gap does not hold of the mean squared distance of pairs."""
+    return [1 - share(run)[0]]
+
+
+def along(run):
+    """Variance along the gap over its start."""
+    return [over_start(run[f"variance_along_gap_{m}"]) for m in "xy"]
+
+
+def mean_direction(run):
+    """Variance along the mean direction over its start."""
+    return [over_start(run[f"variance_along_gap_{m}"] / run[f"defect_ratio_{m}"]) for m in "xy"]
+
+
+def over_start(values):
+    """Values in units of the first step."""
+    return values / values.isel(step=0)
+
+
+def lowest(of):
+    """The lowest value of a measure along training."""
+    return lambda run: [values.min("step") for values in of(run)]
+
+
+def final(of):
+    """The value of a measure at the end."""
+    return lambda run: [values.isel(step=-1) for values in of(run)]
+
+
+def left(run):
+    """What is left of the gap at the end."""
+    return [over_start(run.gap_norm).isel(step=-1)]
+
+
 def judge(data) -> list[sim.Row]:
     """Separable; compressed against the null; global; compressed in absolute terms, at its lowest and at the end; closed at
     the largest temperature. Every data set is judged by the same limits; digits, whose halves hardly tell their partners
@@ -136,41 +194,6 @@ def judge(data) -> list[sim.Row]:
 
     def runs(name, temperature=cold, angle=wide):
         return data.sel(data=name, temperature=temperature, angle=angle)
-
-    # Measures: values over seeds, one for each modality where they differ.
-    def misplaced(run):
-        return [1 - run.separability.isel(step=-1)]
-
-    def ratio(run, of="defect_ratio"):
-        return [(run[f"{of}_{m}"] / run[f"null_defect_ratio_{m}"]).isel(step=-1) for m in "xy"]
-
-    def null_ratio(run):
-        return ratio(run, "null_defect_ratio")
-
-    def share(run):
-        """Of the mean squared distance of pairs, what one vector holds."""
-        return [(run.gap_norm**2 / run.alignment).isel(step=-1)]
-
-    def not_global(run):
-        return [1 - share(run)[0]]
-
-    def along(run):
-        return [over_start(run[f"variance_along_gap_{m}"]) for m in "xy"]
-
-    def mean_direction(run):
-        return [over_start(run[f"variance_along_gap_{m}"] / run[f"defect_ratio_{m}"]) for m in "xy"]
-
-    def over_start(values):
-        return values / values.isel(step=0)
-
-    def lowest(of):
-        return lambda run: [values.min("step") for values in of(run)]
-
-    def final(of):
-        return lambda run: [values.isel(step=-1) for values in of(run)]
-
-    def left(run):
-        return [over_start(run.gap_norm).isel(step=-1)]
 
     def largest(limit, measure, names=sources, pick=max, **place):
         """Upper bounds: those of all data sets named lie within the limit."""
