@@ -147,8 +147,11 @@ def test_every_claim_has_its_section_with_all_that_was_promised(page):
         claim = catalogue.load(stem).CLAIM
         section = page[page.index(f'<section class="entry claim" id="{claim.id}"') :].split("</section>")[0]
         shown = " ".join(_Page(section).text.split())
-        for words in (f"{claim.id} · {claim.title}", f"gapsim verify {claim.id}", f"tests/theorems/test_{stem}.py"):
+        for words in (f"{claim.id} · {claim.title}", f"gapsim verify {claim.id}"):
             assert words in shown
+        for path in (f"experiments/claims/{stem}.py", f"figures/{stem}.pdf", f"tests/theorems/test_{stem}.py"):
+            assert path in shown
+            assert (FIGURES.parent / path).exists()
         assert ("<svg" in section) == (stem in MEASURED)
         assert ("Not measured yet" in shown) == (stem not in MEASURED)
         for name in ("Commit", "Versions", "Precision", "Configuration", "✓ rejected", "Predicted"):
@@ -238,7 +241,7 @@ def test_run_names_the_page_to_open(tmp_path, monkeypatch, capsys):
     [
         ("x_k and e^{−C}", "x<sub>k</sub> and e<sup>−C</sup>"),
         ("h ∝ s^(−1/κ), 2Gβ_i", "h ∝ s<sup>−1/κ</sup>, 2Gβ<sub>i</sub>"),
-        ("w^−3/2, 1e-05, 3e4", "w<sup>−3/2</sup>, 10<sup>−5</sup>, 3 × 10<sup>4</sup>"),
+        ("w^-3/2, 1e-05, 3e4", "w<sup>−3/2</sup>, 10<sup>−5</sup>, 3 × 10<sup>4</sup>"),
         ("e^{x_k}, e^{1e-2}", "e<sup>x<sub>k</sub></sup>, e<sup>10<sup>−2</sup></sup>"),
         ("Fig. 2b, ViT-B/32, C2T", "Fig. 2b, ViT-B/32, C2T"),
         ("as N2 (not N3)", 'as <a href="#N2">N2</a> (not N3)'),

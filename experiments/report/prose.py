@@ -33,8 +33,8 @@ def set_text(text: str, claims: Collection[str] = ()) -> Markup:
             return f'<a href="#{match[0]}">{match[0]}</a>' if match[0] in claims else match[0]
         if match["power"]:
             return _power(match["factor"], match["power"])
-        tag = "sub" if match["script"] == "_" else "sup"
-        return f"<{tag}>{_TOKEN.sub(replace, next(filter(None, match.groups()[-3:]), ''))}</{tag}>"
+        tag, inside = "sub" if match["script"] == "_" else "sup", next(filter(None, match.groups()[-3:]), "")
+        return f"<{tag}>{_TOKEN.sub(replace, inside).replace('-', '−')}</{tag}>"
 
     return Markup(_TOKEN.sub(replace, str(escape(text))))
 
