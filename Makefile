@@ -14,10 +14,10 @@ run: install
 	$(BIN)/gapsim run $(ARGS)
 
 test: install
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: install
-	$(BIN)/pytest -n 2 --dist loadgroup --timeout 1200 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --timeout 1200 $(ARGS)
 
 lint: install
 	$(BIN)/pip install --disable-pip-version-check --quiet ruff ty import-linter $(CONSTRAINTS:%=--constraint %)

@@ -46,12 +46,18 @@ def pytest_sessionstart(session):
                 file.unlink(missing_ok=True)
 
 
-def pytest_collection_modifyitems(items):
-    """With --dist loadgroup, the tests of one file go to one worker, and a claim of the battery to that of its own file, which
-    asks for the same measurement."""
-    for item in items:
-        stem = re.fullmatch(r"test_claim\[(\w+)\]", item.name)
-        item.add_marker(pytest.mark.xdist_group(f"test_{stem[1]}.py" if stem else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile, a claim of the battery goes to the worker of its own file, which asks for the same measurement."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class WithItsFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(re.sub(r"test_every_claim\.py::test_claim\[(\w+)\]", r"test_\1.py", nodeid))
+
+    return WithItsFile(config, log)
 
 
 ROOM = 1_000_000_000  # bytes that a process may keep after a test; 2 GB are for the largest test on top
