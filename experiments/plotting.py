@@ -1,8 +1,8 @@
 """One look for every figure, and files that are byte-identical when the numbers are.
 
-The look is written down as rules that a figure passes or fails: tests/style_rules.py. A `draw` makes a figure of one or
-two columns from a dataset, gives each series its colour together with its marker (`series`), and returns
-`lettered(figure)`; its module's CAPTION says what the bars, bands and grey lines are.
+What a figure owes its reader is written down as rules: tests/style_rules.py. A `draw` makes a figure of one or two columns
+from a dataset, gives each series its colour together with its marker (`series`), names every mark in a legend, and returns
+`lettered(figure)`; its module's CAPTION says what the bars and bands are.
 """
 
 from __future__ import annotations
@@ -43,12 +43,24 @@ def mean_and_bars(values):
     return values.mean(axis=0), 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
 
 
-def legend_above(figure, *axes, **options):
-    """One legend over all panels, of what is labelled in `axes`."""
+def legend_entries(*axes) -> dict[str, Any]:
+    """What is labelled in `axes`: label -> its first handle."""
     entries = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    return entries
+
+
+def legend_inside(axis, *, above=(), **options):
+    """A panel's legend of what is labelled there and not `above` it."""
+    entries = {label: handle for label, handle in legend_entries(axis).items() if label not in above}
+    return axis.legend(entries.values(), entries, **options)
+
+
+def legend_above(figure, *axes, **options):
+    """One legend over all panels, of what is labelled in `axes`."""
+    entries = legend_entries(*axes)
     return figure.legend(entries.values(), entries, loc="outside upper center", **options)
 
 

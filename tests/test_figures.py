@@ -62,13 +62,13 @@ def test_the_page_on_ones_own_embeddings_keeps_what_applies(options, tmp_path, r
     with plt.style.context(plotting.STYLE):
         figure = diagnosis_page.draw(diagnosis.diagnose(*files, **options))
         figure.draw_without_rendering()
-        rules = ("has_fonts", "has_palette", "has_no_junk", "fits", "has_clear_legends")
+        rules = ("fits", "has_clear_legends")
         found = [words for rule in rules for words in getattr(style_rules, rule)(figure)]
     plt.close(figure)
     assert not found, "\n".join(found)
 
 
-CAPTION = "(a, b) Means over 8 seeds and 1,000 draws; bars and bands: ± 2 standard errors over 8 seeds; grey, dashed: the control."
+CAPTION = "(a, b) Means over 8 seeds and 1,000 draws; bars and bands: ± 2 standard errors over 8 seeds."
 
 
 def numbers():
@@ -83,8 +83,8 @@ def good_figure():
     for axis in axes:
         plotting.points(axis, at, at + 0.1 * noise, "rising", **plotting.series(0))
         plotting.band(axis, at, 5 - at + 0.1 * noise, label="falling", **plotting.series(1))
-        axis.plot(at, 0 * at + 2.2, "--", color=plotting.CONTROL)
-        axis.set(xlabel="closing α", ylim=(-0.5, 9), title="a panel")
+        axis.plot(at, 0 * at + 2.2, "--", color=plotting.CONTROL, label="control")
+        axis.set(xlabel="closing α", ylim=(-0.5, 12), title="a panel")
         axis.legend(loc="upper right")
     axes[0].set_ylabel("gap norm G")
     return plotting.lettered(figure)
@@ -110,49 +110,24 @@ def on_first(method, *arguments, **settings):
     return lambda figure: getattr(figure.axes[0], method)(*arguments, **settings)
 
 
-def small_ticks(figure):
-    figure.axes[1].tick_params(labelsize=5)
-
-
-def in_one_look(figure):
-    for line in figure.axes[0].lines:
-        line.set_marker("o")
-
-
 BROKEN = dict(
-    width=("size", lambda figure: figure.set_size_inches(5.0, 2.5)),
-    height=("size", lambda figure: figure.set_size_inches(7.0, 9.0)),
-    small=("font", small_ticks),
-    large=("font", on_first("set_xlabel", "closing α", fontsize=11)),
-    family=("font", on_first("set_xlabel", "closing α", family="serif")),
-    color=("colour", on_first("plot", [0, 1], [4, 4], color="red", label="x")),
-    near_color=("colour", on_first("axhline", 0, color="#0072B3")),
-    map=("colour", lambda figure: (figure.axes[1].get_legend().remove(),
-                                   figure.axes[1].pcolormesh(np.arange(4.0)[None, :].repeat(4, 0), cmap="viridis"))),
     no_letter=("letter", lambda figure: figure.axes[1].set_title("a panel", loc="left")),
     same_letter=("letter", lambda figure: figure.axes[1].set_title("(a) a panel", loc="left")),
-    middle=("letter", on_first("set_title", "middle", loc="center")),
     no_label=("label", on_first("set_xlabel", "")),
     no_shared_label=("label", on_first("set_ylabel", "")),
-    hat=("sign", on_first("set_xlabel", "e^x")),
-    subscript=("sign", on_first("set_xlabel", "P_j")),
-    exponent=("sign", on_first("set_xlabel", "floor 1e-5")),
-    square=("sign", on_first("set_xlabel", "loss (■)")),
-    spine=("junk", lambda figure: figure.axes[0].spines["top"].set_visible(True)),
-    grid=("junk", on_first("grid", True)),
-    background=("junk", on_first("set_facecolor", "#eeeeee")),
-    frame=("junk", lambda figure: figure.axes[0].get_legend().set_frame_on(True)),
-    heading=("junk", lambda figure: figure.suptitle("Everything", size=8)),
     beyond=("text", lambda figure: figure.text(0.99, 0.02, "beyond the edge", size=7)),
     on_text=("text", lambda figure: figure.text(0.25, 0.02, "on the label of the axis", size=7)),
     wide_ticks=("text", lambda figure: figure.axes[0].set_xticks([0, 0.5], ["0.00000", "0.500000"])),
     on_data=("legend", lambda figure: figure.axes[0].get_legend().set_loc("lower left")),
     across=("legend", lambda figure: figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.98, 1.0))),
-    name_on_data=("legend", on_first("text", 2.0, 2.1, "a name", size=6)),
-    alike=("grey", in_one_look),
-    unnamed=("caption", on_first("plot", [0, 1], [4, 4], color=plotting.COLORS[2])),
-    dotted=("caption", on_first("plot", [0, 1], [4, 4], ":", color=plotting.COLORS[0])),
-)  # fmt: skip
+    name_on_data=("legend", on_first("text", 2.0, 2.1, "a name", size=6, color="white")),
+    no_legend=("legend", lambda figure: figure.axes[0].get_legend().remove()),
+    color=("legend", on_first("plot", [0, 1], [4, 4], color=plotting.COLORS[2])),
+    dotted=("legend", on_first("plot", [0, 1], [4, 4], ":", color=plotting.COLORS[0])),
+    marker=("legend", on_first("plot", [0, 1], [4, 4], "s", color=plotting.COLORS[0])),
+    control=("legend", on_first("plot", [0, 1], [4, 4], "-", color=plotting.CONTROL)),
+    area=("legend", on_first("axhspan", 3.9, 4.1, color=plotting.COLORS[3])),
+)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -170,12 +145,9 @@ def test_a_broken_rule_is_found(name):
         ("over 8 seeds and", "over 16 seeds and"),
         ("over 8 seeds and", "over seven seeds and"),
         ("1,000 draws", "10,000 draws"),
-        ("grey, dashed: the control", ""),
-        ("grey, dashed", "dashed"),
         ("(a, b)", "(a)"),
         ("(a, b)", "(a–c)"),
         ("(a, b)", "Left and right:"),
-        ("the control", "the control e^x"),
     ],
 )
 def test_a_caption_that_says_too_little_or_the_wrong_thing_is_found(said, instead):

@@ -23,12 +23,12 @@ from experiments.bench.turns import ONE_CORE
 from simulator.losses.partition import ROWS_AT_ONCE
 
 CAPTION = (
-    "The cost model. (a) Replica-steps per second, measured against predicted from counted operations and the machine's "
-    "measured rates, nothing fitted: replicas on one core and on all cores, for all batch sizes and dimensions, and one "
-    "batch over one and two devices; grey: from half of the prediction to all of it; bars: lowest and highest round. (b) Sweeps: replicas never "
-    "talk, so their rate grows with the number of devices. (c) One batch of 10⁶ pairs, d = 512, spread over a ring of devices: "
-    "time falls until sending rows takes as long as computing (dots: P = ⅔ n L/R). Filled: measured; lines: the model, for "
-    "cores of the machine that measured and for GPUs by their data sheet (dashed, not measured)."
+    "The cost model. (a) Replica-steps per second, measured against predicted from counted operations and the "
+    "machine's measured rates, nothing fitted: replicas on one core and on all cores, for all batch sizes and "
+    "dimensions, and one batch over one and two devices; bars: lowest and highest round. (b) Sweeps: replicas never "
+    "talk, so their rate grows with the number of devices. (c) One batch of 10⁶ pairs, d = 512, spread over a ring "
+    "of devices: time falls until sending rows takes as long as computing (dot). Points: measured; lines: the "
+    "model, for cores of the machine that measured and for GPUs by their data sheet (not measured)."
 )
 
 
@@ -196,26 +196,24 @@ def draw(data):
     devices = np.geomspace(1, 1e4, 60)
     for machine, style in ((core, "-"), (A100, "--")):
         for color, n in zip(plotting.COLORS, (64, 256, 1024), strict=False):
-            rate = devices / seconds(step_cost(n), machine)
-            middle.plot(devices, rate, style, color=color, label=f"n = {n:,}" if machine is core else None)
+            middle.plot(devices, devices / seconds(step_cost(n), machine), style, color=color)
         times = [seconds(sharded_cost(1_000_000, 512, shards=p), machine) for p in devices]
-        right.plot(
-            devices,
-            times,
-            style,
-            color=plotting.COLORS[0] if machine is core else plotting.COLORS[1],
-            label=machine.name,
-        )
+        right.plot(devices, times, style, color="black", label=machine.name)
+        middle.plot([], [], style, color="black", label=machine.name)
         turn = most_useful_shards(1_000_000, machine)
         if turn < devices[-1]:
-            right.plot(turn, np.interp(turn, devices, times), "k.")
+            right.plot(turn, np.interp(turn, devices, times), "k.", label="P = ⅔ n L/R")
     for point in points:
         if point["engine"] != "sharded" and point["d"] == EMBED and point["n"] in (64, 256, 1024):
             look = plotting.series((64, 256, 1024).index(point["n"]), linestyle="none")
             middle.plot(point["devices"], point["measured"], **look)
+    for i, n in enumerate((64, 256, 1024)):
+        middle.plot([], [], label=f"n = {n:,}", **plotting.series(i, linestyle="none"))
     middle.set(xscale="log", yscale="log", xlabel="devices", ylabel="replica-steps per second", title="sweeps")
+    middle.set_ylim(1e-2, None)
     middle.legend(loc="lower right")
     right.set(xscale="log", yscale="log", xlabel="devices P", ylabel="seconds per step", title="one batch of 10⁶")
+    right.set_ylim(None, 1e6)
     right.legend(loc="upper right")
     return plotting.lettered(figure)
 
@@ -223,17 +221,19 @@ def draw(data):
 def _draw_agreement(axis, points):
     values = [p["measured"] for p in points] + [p["predicted"] for p in points]
     span = np.array([min(values) / 1.6, max(values) * 1.6])
-    axis.fill_between(span, span / 2, span, color=plotting.CONTROL, alpha=0.3, linewidth=0)
-    axis.plot(span, span, color=plotting.CONTROL)
+    band = "half to all of it"
+    axis.fill_between(span, span / 2, span, color=plotting.CONTROL, alpha=0.3, linewidth=0, label=band)
+    axis.plot(span, span, color=plotting.CONTROL, label="as predicted")
     labels = dict(one_core="one core", gapsim="all cores", sharded="one batch")
-    for i, (engine, label) in enumerate(labels.items()):
+    looks = [
+        dict(color="black", marker=marker, fillstyle=fill)
+        for marker, fill in (("o", "none"), ("s", "full"), ("^", "full"))
+    ]
+    for look, (engine, label) in zip(looks, labels.items(), strict=True):
         chosen = [p for p in points if p["engine"] == engine]
         measured = np.array([p["measured"] for p in chosen])
         bars = np.abs(np.array([[p["low"], p["high"]] for p in chosen]).T.reshape(2, -1) - measured)
-        look = plotting.series(i, linestyle="none", label=label)
-        axis.errorbar([p["predicted"] for p in chosen], measured, bars, **look)
-    axis.set(
-        xscale="log", yscale="log", xlabel="predicted replica-steps per second", ylabel="measured",
-        title="model and measurement",
-    )  # fmt: skip
+        axis.errorbar([p["predicted"] for p in chosen], measured, bars, linestyle="none", label=label, **look)
+    axis.set(xscale="log", yscale="log", xlabel="predicted replica-steps per second", ylabel="measured")
+    axis.set(title="model and measurement", ylim=(0.05, None))
     axis.legend(loc="lower right")

@@ -15,13 +15,13 @@ from experiments.bench.profiles import PARTS
 from experiments.bench.turns import BATCHES, LARGEST, REPLICAS
 
 CAPTION = (
-    "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per second "
-    "against replicas at batch size n = 64 (circles), 256 (squares), 1,024 (triangles), one fixed data set each, d = 32; "
-    "the loops train one replica after the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256); "
-    "grey: the step's matrix products alone at the measured rate of a 2,048² product. In the panels, exponents of the cost "
-    "of a step: (a) of all replicas together, from 4 replicas on, at n = 64, 256 and 1,024; (b), (c) fitted over all points, "
-    "and, as the curves bend, between the last two; ± half the range over rounds. (d) Where the engine's cycles go, from a trace of the compiled program; dashed: the products at that rate. "
-    "Points: medians over all turns; bars: lowest and highest round."
+    "Speed of training towers (MLP 32/48–128–d, Adam, float32) on the cores of one machine. (a) Replica-steps per "
+    "second against replicas, one fixed data set for each batch size n, d = 32; the loops train one replica after "
+    "the other. (b), (c) Core-seconds per replica-step against n (d = 32) and d (n = 256); grey: the step's matrix "
+    "products alone at the measured rate of a 2,048² product. In the panels, exponents of the cost of a step: (a) "
+    "of all replicas together, from 4 replicas on, at n = 64, 256 and 1,024; (b), (c) fitted over all points, and, "
+    "as the curves bend, between the last two; ± half the range over rounds. (d) Where the engine's cycles go, from "
+    "a trace of the compiled program. Points: medians over all turns; bars: lowest and highest round."
 )
 NAMES = dict(
     gapsim="this engine", jax_loop="jax.jit in a loop", flax_loop="nnx.jit in a loop", torch_loop="PyTorch loop",
@@ -185,7 +185,7 @@ def draw(data):
         _draw_cost(axis, points, name, per_core, cores)
         axis.set(title=title, xlabel=f"{'batch size' if name == 'n' else 'embedding dimension'} {name}")
     _draw_profile(axes[1, 1], data, own[own.d == EMBED].set_index("n").matmul_fraction)
-    plotting.legend_above(figure, axes[0, 0], ncols=5)
+    plotting.legend_above(figure, axes[0, 0], ncols=4)
     return plotting.lettered(figure)
 
 
@@ -197,14 +197,16 @@ def _draw_rates(axis, frame):
             bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["median"].to_numpy())
             look = dict(color=color, marker=marker, linestyle=style, label=label if marker == "o" else None)
             axis.errorbar(rows.replicas, rows["median"], bars, **look)
+    for marker, n in zip("os^", np.unique(frame.n), strict=False):
+        axis.plot([], [], f"k{marker}", label=f"n = {n:,}")
     axis.set(xscale="log", yscale="log", xlabel="replicas", ylabel="replica-steps per second", title="rate")
     several = frame[(frame.engine == "gapsim") & (frame.replicas >= 4)]
     costs = [rows.replicas.to_numpy()[:, None] / np.stack(rows.rounds) for _, rows in several.groupby("n")]
     at = [rows.replicas for _, rows in several.groupby("n")]
     exponents = [_exponent(r, c) for r, c in zip(at, costs, strict=True) if len(r) > 1]
     if exponents:
-        said = "exponents " + ", ".join(exponents)
-        axis.set_ylim(frame["median"].min() / 4)
+        said = "this engine, exponents of the cost by n:\n" + ", ".join(exponents)
+        axis.set_ylim(frame["median"].min() / 8)
         axis.text(0.98, 0.02, said, ha="right", fontsize=plotting.SMALL, transform=axis.transAxes)
     axis.set_xticks(REPLICAS, [str(r) for r in REPLICAS])
     axis.minorticks_off()
@@ -213,12 +215,12 @@ def _draw_rates(axis, frame):
 def _draw_cost(axis, rows, name, per_core, cores):
     at, cost = rows[name].to_numpy(float), cores / rows["median"].to_numpy()
     bars = np.abs(cores / rows[["high", "low"]].to_numpy().T - cost)
-    label, rounds = "measured", cores / np.stack(rows.rounds)
+    label, rounds = "this engine", cores / np.stack(rows.rounds)
     if len(at) > 1:
-        label = f"exponent {_exponent(at, rounds)};\nlast two {_exponent(at[-2:], rounds[-2:])}"
+        label = f"this engine, exponent {_exponent(at, rounds)};\nlast two {_exponent(at[-2:], rounds[-2:])}"
     axis.errorbar(at, cost, bars, color=plotting.COLORS[0], marker="o", label=label)
     products = [step_cost(int(n), int(d)).flops / per_core for n, d in zip(rows.n, rows.d, strict=True)]
-    axis.plot(at, products, color=plotting.CONTROL, label="its products alone")
+    axis.plot(at, products, color=plotting.CONTROL, label="its products at the measured rate")
     axis.set(xscale="log", yscale="log", ylabel="core-seconds per replica-step")
     axis.set_ylim(min(products) / 3, cost.max() * 3)
     axis.set_xticks(np.unique(at), [f"{int(v):,}" for v in np.unique(at)])
@@ -244,8 +246,9 @@ def _draw_profile(axis, data, product_share):
             axis.barh(np.arange(len(batches)), seconds / total, left=left, color=color, label=str(part), height=0.6)
         left += seconds / total
     for row, n in enumerate(batches):
-        axis.plot([product_share[n]] * 2, [row - 0.4, row + 0.4], "k--")
+        label = None if row else "expected products"
+        axis.plot([product_share[n]] * 2, [row - 0.4, row + 0.4], "k--", label=label)
     axis.set_yticks(np.arange(len(batches)), [f"{n:,}" for n in batches])
     axis.set(xlabel="share of core-seconds", ylabel="batch size n", title="where the cycles go")
-    axis.set(xlim=(0, 1), ylim=(-0.6, len(batches) + 0.7))
-    axis.legend(loc="upper center", ncols=3, fontsize=plotting.SMALL)
+    axis.set(xlim=(0, 1), ylim=(-0.6, len(batches) + 1.1))
+    axis.legend(loc="upper center", ncols=3, fontsize=plotting.SMALL, columnspacing=1.0)

@@ -33,13 +33,12 @@ CLAIM = sim.Claim(
     | {"limit alone": "holds if"},
 )
 CAPTION = (
-    "(a) Mean loss less log n of aligned uniform pairs against n (points), C + A/n + B/n² (lines, where A/n < 2/3), its "
-    "limit C (dotted), and the bounds of the last case, which hold for every n (band: the interval between them); dashed "
-    "grey: L = 0. (b) Deviation from the limit against n; lines: A/n + B/n²; grey: A without its variance term (dashed), "
-    "and slope −½ (dotted). (c) Loss less log n at the largest n against what is wrong with the pairs (d = 3, τ = 0.2): a "
-    "gap of parallel modalities γ, an angle between partners α/π, a concentration κ/10; lines: predicted; grey: √(1−γ²) for "
-    "1−γ². (A gap keeps one dimension for itself even at γ = 0.) Bars, mostly smaller than the marker: ± 4 standard errors "
-    "over 64 draws of the pairs, more for small n."
+    "(a) Mean loss less log n of aligned uniform pairs against n (lines where A/n < 2/3; band: the interval of the "
+    "bounds for the last case); grey: L = 0. (b) Deviation from the limit against n; grey: near misses. (c) Loss "
+    "less log n at the largest n against what is wrong with the pairs (d = 3, τ = 0.2): a gap of parallel "
+    "modalities γ, an angle between partners α, a concentration κ; grey: √(1−γ²) for 1−γ². (A gap keeps one "
+    "dimension for itself even at γ = 0.) Bars, mostly smaller than the marker: ± 4 standard errors over 64 draws "
+    "of the pairs, more for small n."
 )
 DIMENSIONS, TEMPERATURE = 3, 0.2  # of the pairs that are not optimal
 WIDTH = 16  # all rows are padded with zeros to so many coordinates, which no cosine feels: one compilation per n
@@ -296,19 +295,27 @@ def draw(data):
         near = fine > 1.5 * law.first  # closer the expansion means nothing
         left.plot(fine[near], law.at(fine[near]), color=color, linewidth=0.9)
         left.axhline(law.limit, color=color, linestyle=":", linewidth=0.8)
-        left.errorbar(size, here.optimal, 4 * here.optimal_error, label=label, **measured)
+        left.errorbar(size, here.optimal, 4 * here.optimal_error, **measured)
         middle.plot(fine[near], law.at(fine[near]) - law.limit, color=color, linewidth=0.9)
         without = np.expm1(-law.limit) / fine[near]
         middle.plot(fine[near], without, "--", color=grey, linewidth=0.7, zorder=0)
-        middle.errorbar(size, here.optimal - law.limit, 4 * here.optimal_error, **measured)
-    left.fill_between(fine, *limits.loss_bounds(dimensions, temperature, fine), color=color, alpha=0.2, linewidth=0)
-    left.plot(fine, -np.log(fine), "--", color=grey)
-    left.set(xscale="log", xlabel="pairs n", ylabel="loss − log n (nats)")
+        middle.errorbar(size, here.optimal - law.limit, 4 * here.optimal_error, label=label, **measured)
+    bounds = limits.loss_bounds(dimensions, temperature, fine)
+    left.fill_between(fine, *bounds, color=color, alpha=0.2, linewidth=0, label="bounds, all n")
+    for style, label in (("-", "C + A/n + B/n²"), (":", "limit C")):
+        left.plot([], [], style, color="black", linewidth=0.9, label=label)
+    left.plot(fine, -np.log(fine), "--", color=grey, label="L = 0")
+    left.set(xscale="log", xlabel="pairs n", ylabel="loss − log n (nats)", title="uniform pairs", ylim=(-12.5, None))
+    left.legend(loc="lower left")
+    above = plotting.legend_above(figure, middle, ncols=5).get_texts()
     start = float((data.optimal - data.limit).isel(optimum=0, size=0))
     middle.plot(fine, start * (size[0] / fine) ** 0.5, ":", color=grey, label="slope −½")
-    middle.set(xscale="log", yscale="log", xlabel="pairs n", ylabel="deviation from C (nats)")
-    middle.legend(loc="lower left")
-    units = dict(gap=(1.0, "gap γ"), angle=(np.pi, "angle/π"), concentration=(10.0, "κ/10"))
+    for style, color, label in (("-", "black", "A/n + B/n²"), ("--", grey, "A without variance")):
+        middle.plot([], [], style, color=color, linewidth=0.9, label=label)
+    middle.set(xscale="log", yscale="log", xlabel="pairs n", ylabel="deviation from C (nats)", title="uniform pairs")
+    middle.set_ylim(1e-5, None)
+    plotting.legend_inside(middle, above=[text.get_text() for text in above], loc="lower left")
+    units = dict(gap=(1.0, "gap γ"), angle=(np.pi, "angle α/π"), concentration=(10.0, "κ/10"))
     for i, (kind, (unit, label)) in enumerate(units.items()):
         here = data.isel(flaw=np.flatnonzero(data.flaw_kind.values == kind))
         at = here.flaw_size.values
@@ -319,15 +326,15 @@ def draw(data):
             else limits.loss_limit(DIMENSIONS, concentration=v, **settings)
             for v in reach
         ]  # fmt: skip
-        right.plot(reach / unit, [w.at(size[-1]) for w in laws], color=plotting.COLORS[i], linewidth=0.9)
+        right.plot(reach / unit, [w.at(size[-1]) for w in laws], "k-", linewidth=0.9)
         bars = 4 * here.flawed_error
-        right.errorbar(at / unit, here.flawed, bars, linestyle="none", label=label, **plotting.series(i))
+        right.errorbar(at / unit, here.flawed, bars, linestyle="none", label=label, **plotting.series(i, color="black"))
         if kind == "gap":
-            right.plot(at / unit, here.flawed_near_miss, "x", color=grey)
-    right.set(xlabel="size of the flaw", ylabel="loss − log n (nats)")
+            right.plot(at / unit, here.flawed_near_miss, "x", color=grey, label="√(1−γ²)")
+    right.plot([], [], "k-", linewidth=0.9, label="predicted")
+    right.set(xlabel="size of the flaw", ylabel="loss − log n (nats)", title="flawed pairs", ylim=(None, 2.2))
     right.legend(loc="upper right")
     for axis in (left, middle):
         axis.set_xticks(size[::2], [f"{n}" for n in size[::2]])
         axis.minorticks_off()
-    plotting.legend_above(figure, left, ncols=5)
     return plotting.lettered(figure)

@@ -236,10 +236,10 @@ def draw(data):
     look = dict(markersize=2.5, linestyle="none")
     right.plot(data.flip_norm_gap, data.flip_score_gap, "^", color=plotting.CONTROL, label="‖y‖ dropped", **look)
     right.plot(
-        norm * data.flip_norm_gap, data.flip_score_gap, "o", color=plotting.COLORS[0], label=f"‖y‖ = {norm:g}", **look
+        norm * data.flip_norm_gap, data.flip_score_gap, "o", color=plotting.COLORS[4], label=f"‖y‖ = {norm:g}", **look
     )
     top = float((norm * data.flip_norm_gap).max())
-    right.plot([0, top], [0, top], color="black", linewidth=0.8)
+    right.plot([0, top], [0, top], color="black", linewidth=0.8, label="equal to the bound")
     right.set(xlabel="bound $‖y‖\\,|n_j - n_k|$", ylabel="$s_j - s_k$ of each flip")
     right.legend(loc="upper left")
     plotting.legend_above(figure, left, ncols=7, columnspacing=1.0)

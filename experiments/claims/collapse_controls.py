@@ -41,15 +41,15 @@ CLAIM = sim.Claim(
     },
 )
 CAPTION = (
-    "Starts of two shapes, apart (90°, solid) and together (0°, dashed), at τ = 0.01; towers measured on pairs that were not "
+    "Starts of two shapes, apart (90°) and together (0°), at τ = 0.01; towers measured on pairs that were not "
     "trained. (a, d) Gap norm; grey: the gap that pairs with labels exchanged at random would show, for both shapes "
-    "together. (b, e) Variance along the gap over that along the gap to a random mean of equal length (exact null; grey "
-    "line: not orthogonal). (c, f) Accuracy of the midpoint rule along the gap on held-out rows (grey line: chance; it "
-    "falls below where the means of the two halves of the rows err oppositely). (g) Final gap against the angle "
-    "between the starts. Bands and bars: ± 2 standard errors over 12 seeds. Towers that start together end in a trace of a "
+    "together. (b, e) Variance along the gap over that along the gap to a random mean of equal length (exact null; "
+    "above: not orthogonal). (c, f) Accuracy of the midpoint rule along the gap on held-out rows (it falls below "
+    "chance where the means of the two halves of the rows err oppositely). (g) Final gap against the angle between "
+    "the starts. Bands and bars: ± 2 standard errors over 12 seeds. Towers that start together end in a trace of a "
     "gap beyond chance all the same, with little variance along it; free embeddings do not. (h) Amplitude of both "
-    "modes along the gap of free tight clusters; black: the predicted law, the same for both shapes; grey: rates times the "
-    "start's share of variance along the gap (dashed: isotropic, dotted: collapsed)."
+    "modes along the gap of free tight clusters; the predicted law is the same for both shapes; grey: rates times "
+    "the start's share of variance along the gap."
 )
 APART, TOGETHER = np.pi / 2, 0.0
 ENCODERS = ("MLP towers", "free embeddings")
@@ -283,9 +283,10 @@ def draw(data):
     encoders, grey = list(data.encoder.values), plotting.CONTROL
     panels: list[Any] = [[f"{kind}{i}" for kind in ("gap", "ratio", "rule")] for i in range(len(encoders))]
     figure, axes = plt.subplot_mosaic(
-        [*panels, ["angle", "law", "law"]], figsize=(plotting.TWO_COLUMNS, 1.8 * len(encoders) + 2.0),
+        [*panels, ["angle", "law", "law"]],
+        figsize=(plotting.TWO_COLUMNS, 1.8 * len(encoders) + 2.2),
         layout="constrained",
-    )  # fmt: skip
+    )
     later = data.isel(step=slice(1, None))
     for i, encoder in enumerate(encoders):
         gap, ratio, rule = (axes[f"{kind}{i}"] for kind in ("gap", "ratio", "rule"))
@@ -311,8 +312,9 @@ def draw(data):
             axis.set(xscale="log", xlabel="step", title=str(encoder))
     _draw_angles(axes["angle"], data)
     _draw_law(axes["law"], data)
-    axes["gap0"].plot([], [], color=grey, linestyle=":", linewidth=0.8, label="labels exchanged")
-    plotting.legend_above(figure, axes["gap0"], ncols=5)
+    axes["gap0"].plot([], [], color=grey, linestyle=":", linewidth=0.8, label="labels exchanged (a, d)")
+    axes["gap0"].plot([], [], color=grey, linewidth=0.8, label="random mean (b, e), chance (c, f)")
+    plotting.legend_above(figure, axes["gap0"], ncols=3)
     return plotting.lettered(figure)
 
 
@@ -337,10 +339,10 @@ def _draw_law(axis, data):
             here = data.sel(shape=shape, mode=mode)
             label = None if j else f"{shape}, measured"
             axis.plot(time, here.law_amplitude, marker, color=color, fillstyle="none", label=label)
-            label = None if j or style == ":" else "rates × share of variance"
+            label = None if j else f"rates × share, {shape}"
             axis.plot(time, np.exp(float(here.law_by_share) * time), style, color=grey, linewidth=0.8, label=label)
         place = dict(xytext=(4, 0), textcoords="offset points", va=("bottom", "top")[j])
         axis.annotate(mode, (time[-1], np.exp(rate * time[-1])), **place)
     axis.set(xlabel="time (units of the flow)", ylabel="amplitude / start", yscale="log", ylim=(0.02, 8))
     axis.set_xlim(None, 1.18 * time[-1])
-    axis.legend(ncols=2, loc="upper center")
+    axis.legend(ncols=3, loc="upper center", columnspacing=1.0, fontsize=plotting.SMALL)

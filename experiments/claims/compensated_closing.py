@@ -34,11 +34,11 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
-    "(a, b) Robustness against α; lines: exact, points: measured. In (b) the gallery spans the space: the complement has "
-    "nothing to move. Grey: the centred rule with noise of the same size on its scalars. (c) r exact scalars more per "
-    "class, along the queries' principal directions; grey, dashed: predicted for the gallery's directions. Bars, mostly "
-    "smaller than the marker: ± 4 standard errors over 2,000 draws. (d, e) Decisions changed against robustness gained at "
-    "α = 1, all rules, exact; lower right is best. Optimal: at the same mean power of the stored rows."
+    "(a, b) Robustness against α. In (b) the gallery spans the space: the complement has nothing to move. Grey: the "
+    "centred rule with noise of the same size on its scalars. (c) r exact scalars more per class, along the "
+    "queries' principal directions; grey: predicted for the gallery's directions. Bars, mostly smaller than the "
+    "marker: ± 4 standard errors over 2,000 draws. (d, e) Decisions changed against robustness gained at α = 1, all "
+    "rules, exact; lower right is best. Optimal: at the same mean power of the stored rows."
 )
 RULES = ("compensated", "centred")
 NEAR_MISSES = ("half the scalar", "scalar without m·x_k")
@@ -298,6 +298,7 @@ def draw(data):
         panels["c"].plot(data.components, here.exact_kept, color="black", linewidth=0.8)
         panels["c"].plot([], [], label=str(name).split(",")[0], **look)
         panels["c"].plot(data.components, here.kept_by_gallery, "--", color=plotting.CONTROL, linewidth=0.8)
+    panels["c"].plot([], [], "--", color=plotting.CONTROL, linewidth=0.8, label="gallery's directions")
     panels["c"].set(title="exact scalars", xlabel="scalars more per class, r", ylabel="robustness", ylim=(0, 1.05))
     panels["c"].legend(loc="lower right")
     for name, at in (("d", -2), ("e", -1)):
@@ -305,7 +306,7 @@ def draw(data):
         points = {key.removeprefix("trade_off_"): here[key].values for key in data if key.startswith("trade_off")}
         draw_trade_off(panels[name], points, float(here.unmoved[0]))
         panels[name].set_title(f"as ({'ab'[name == 'e']})")
-    plotting.legend_above(figure, panels["d"], panels["a"], ncols=4)
+    plotting.legend_above(figure, panels["d"], panels["a"], ncols=5)
     return plotting.lettered(figure)
 
 
@@ -318,6 +319,7 @@ def _draw_over_alpha(axis, here):
         axis.errorbar(here.alpha, here[rule], 4 * here[f"{rule}_error"], **look)
     axis.plot(here.alpha, here.exact_noisy, "--", color=plotting.CONTROL, linewidth=0.8, label="centred, noisy scalars")
     axis.errorbar(here.alpha, here.noisy, 4 * here.noisy_error, color=plotting.CONTROL, fmt="x")
+    axis.plot([], [], "k-", linewidth=0.8, label="exact; points: measured")
     axis.set(xlabel="closing α", ylabel="robustness", ylim=(0, None))
 
 
@@ -330,7 +332,16 @@ def draw_trade_off(axis, points, base: float):
         axis.plot(100 * (values[:, 1] - base), 100 * values[:, 0], **look)
     # Without any direction kept still the shift is the raw gap.
     raw = points["soft"][0]
-    axis.plot(100 * (raw[1] - base), 100 * raw[0], "x", color="black", markersize=6, zorder=4, label="raw mean shift")
+    axis.plot(
+        100 * (raw[1] - base),
+        100 * raw[0],
+        "x",
+        color="black",
+        markersize=6,
+        zorder=4,
+        clip_on=False,
+        label="raw mean shift",
+    )
     most = 105 * max(values[:, 0].max() for values in points.values())
     axis.set(ylabel="decisions changed (%)", xlabel="robustness gained (points)", ylim=(0, max(most, 10.0)))
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))

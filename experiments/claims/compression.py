@@ -34,11 +34,11 @@ CLAIM = sim.Claim(
 )
 CAPTION = (
     "Linear modes of two tight clusters. (a) Relative error of the linearised gradient against the exact one, at "
-    "several G and τ: slope 1 in the cluster size; grey: the near misses. (b) Fitted rates under squared distances, "
-    "all G and τ on one axis; lines: predicted; dashed grey: the first term with the opposite sign. (c) Fitted rates "
-    "on the unit sphere against the angle of the clusters; dotted grey: cos θ dropped. (d) Error of the slower rate near "
-    "the critical gap and angle, in units of the faster one: slope 1 in the cluster size (root mean square over seeds); "
-    "dashed grey: near misses. Bars in (b) and (c), mostly smaller than the marker: ± 4 standard errors over 8 seeds."
+    "several G and τ; grey: the near misses. (b) Fitted rates under squared distances (points), all G and τ on one "
+    "axis; grey: the first term with the opposite sign. (c) Fitted rates on the unit sphere against the angle of "
+    "the clusters. (d) Error of the slower rate near the critical gap and angle, in units of the faster one (root "
+    "mean square over seeds). Bars in (b) and (c), mostly smaller than the marker: ± 4 standard errors over 8 "
+    "seeds."
 )
 MODES = flows.ModeRates._fields
 MODE_LABELS = ("common, along", "opposite, along", "common, across", "opposite, across")
@@ -267,7 +267,7 @@ def draw(data):
     _draw_euclid(axes[0][1], data)
     _draw_sphere(axes[1][0], data)
     _draw_near(axes[1][1], data)
-    plotting.legend_above(figure, axes[1][0], ncols=4)
+    plotting.legend_above(figure, axes[1][0], ncols=6, columnspacing=1.2)
     return plotting.lettered(figure)
 
 
@@ -280,7 +280,7 @@ def _draw_gradient(axis, data):
     errors = data.gradient_error.sel(formula="descent")
     for i, line in enumerate(errors.values):
         label = "measured, each (G, τ)" if i == 0 else None
-        axis.plot(size, line.mean(axis=0), "o", color=plotting.COLORS[0], label=label)
+        axis.plot(size, line.mean(axis=0), "ko", label=label)
         axis.plot(size, size * np.mean(line / size[None, :]), color="black", linewidth=0.6)
     axis.plot([], [], color="black", linewidth=0.6, label="slope 1")
     axis.set(xscale="log", yscale="log", xlabel="cluster size ε", ylabel="relative error", title="linearised gradient")
@@ -303,7 +303,7 @@ def _draw_euclid(axis, data):
     for k in range(len(MODE_LABELS)):
         axis.plot(line, rates[:, k], color=plotting.COLORS[k])
         axis.errorbar(ratio, *_spread(measured[:, :, k]), linestyle="none", **plotting.series(k))
-    axis.axhline(0, color="black", linewidth=0.4)
+    axis.axhline(0, color="black", linestyle=":", linewidth=0.6)
     axis.set_yscale("asinh", linear_width=1)
     axis.set(xscale="log", xlabel="G²/τ", ylabel="rate · τ/2", title="squared distances")
     axis.set(
@@ -326,11 +326,10 @@ def _draw_sphere(axis, data):
         axis.plot(np.degrees(line), rates[:, k], color=plotting.COLORS[k])
         look = dict(linestyle="none", label=label) | plotting.series(k)
         axis.errorbar(np.degrees(angle), *_spread(measured[:, :, k]), **look)
-    axis.axhline(0, color="black", linewidth=0.4)
-    axis.set(
-        xlabel="angle of the clusters θ (degrees)", ylabel="rate · τ", title=f"unit sphere, τ = {middle:g}",
-        xticks=range(0, 181, 45),
-    )  # fmt: skip
+    axis.plot([], [], "k-", label="predicted")
+    axis.axhline(0, color="black", linestyle=":", linewidth=0.6, label="rate 0")
+    axis.set(xlabel="angle of the clusters θ (degrees)", ylabel="rate · τ", xticks=range(0, 181, 45))
+    axis.set_title(f"unit sphere, τ = {middle:g}")
     axis.legend(miss, ["cos θ dropped"], loc="lower left")
 
 
@@ -343,11 +342,10 @@ def _draw_near(axis, data):
     for k, name in enumerate(names):
         here = data.isel(geometry=k)
         axis.plot(size, here.near_error_near_miss, "--", color=plotting.CONTROL, linewidth=0.8)
-        axis.plot(size, here.near_error, "os"[k], color=plotting.COLORS[k], label=name)
+        axis.plot(size, here.near_error, "os"[k], color="black", label=name)
         axis.plot(size, size * float(np.mean(here.near_error / here["size"])), color="black", linewidth=0.6)
+    axis.plot([], [], "k-", linewidth=0.6, label="slope 1")
     axis.plot([], [], "--", color=plotting.CONTROL, linewidth=0.8, label="nearest near miss")
-    axis.set(
-        xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", title="near the threshold",
-        ylim=(1e-7, None),
-    )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="cluster size ε", ylabel="error / faster rate", ylim=(1e-8, None))
+    axis.set_title("near the threshold")
     axis.legend(loc="lower right")

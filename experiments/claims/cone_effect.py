@@ -44,13 +44,13 @@ CLAIM = sim.Claim(
     | {"rise by layers": "holds if"},
 )
 CAPTION = (
-    "(a) Mean cosine of orthogonal inputs, layer by layer: networks, extrapolated to infinite width (points, ± 4 standard "
-    "errors over 64 networks), its recursion (lines; dashed: no bias), the six numbers of Liang et al. (diamonds); grey: "
-    "half the bias variance. tanh without bias makes no cone, wide-weight tanh a blunt one. (b) The cosine that a ReLU "
-    "layer with bias leaves as it is: measured (points), predicted at infinite width (lines) for ‖v‖ = 0.3, 1, 4; grey: "
-    "the threshold of Theorem 1 (dashed), and where the pre-activations stop rising (dotted). (c) Share of random layers "
-    "that do not raise the cosine, ‖u‖ = 2, ‖v‖ = 1: predicted (lines), measured (points, ± 4 standard errors over 6,000 "
-    "layers); grey: twice the variance; vertical: Theorem 1's threshold (dashed) and the stationary cosine (solid)."
+    "(a) Mean cosine of orthogonal inputs, layer by layer: networks, extrapolated to infinite width (points, ± 4 "
+    "standard errors over 64 networks), its recursion (lines), the six numbers of Liang et al. (diamonds); grey: "
+    "half the bias variance. tanh without bias makes no cone, wide-weight tanh a blunt one. (b) The cosine that a "
+    "ReLU layer with bias leaves as it is: measured (points), predicted at infinite width (lines); grey: the "
+    "threshold of Theorem 1, and where the pre-activations stop rising. (c) Share of random layers that do not "
+    "raise the cosine, ‖u‖ = 2, ‖v‖ = 1, measured ± 4 standard errors over 6,000 layers; grey: twice the variance, "
+    "and Theorem 1's threshold."
 )
 PRECISION = "float64; networks of the published size in float32"
 PUBLISHED = (0.001, 0.3195, 0.4943, 0.6069, 0.7008, 0.7541)  # Liang et al., Fig. 2b, layers 0–5, one network
@@ -352,30 +352,38 @@ def draw(data):
         left.errorbar(data.layer, here.extrapolated, error, **look)
         if line == "-":
             left.plot(data.layer, here.half_bias, color=grey, linewidth=0.6, zorder=0)
+    left.plot([], [], color=grey, linewidth=0.6, label="half the bias")
     left.plot(data.published_layer, data.published, "D", color="black", fillstyle="none", label="Liang et al.")
     left.set(xlabel="layer", ylabel="mean cosine", ylim=(-0.05, 1.03))
     for i, norm in enumerate(data.norm.values):
         here, ratio = data.sel(norm=norm), data.norm_ratio.values
         fine = np.geomspace(1.02, ratio.max(), 60)
         exact = [cones.stationary_cosine(r * norm, norm) for r in fine]
-        middle.plot(fine, exact, color=colors[i], linewidth=0.9)
-        middle.plot([], [], linewidth=0.9, label=f"‖v‖ = {norm:g}", **plotting.series(i))
-        middle.plot(ratio, here.stationary, linestyle="none", **plotting.series(i))
+        middle.plot(fine, exact, color=colors[3 + i], linewidth=0.9)
+        middle.plot([], [], linewidth=0.9, label=f"‖v‖ = {norm:g}", **plotting.series(3 + i))
+        middle.plot(ratio, here.stationary, linestyle="none", **plotting.series(3 + i))
         middle.plot(ratio, here.before_activation, ":", color=grey, linewidth=0.8)
+    middle.plot([], [], ":", color=grey, linewidth=0.8, label="pre-activations")
     middle.plot(fine, cones.liang_threshold(fine), "--", color=grey, label="Theorem 1")
-    middle.set(xscale="log", xlabel="ratio of norms r", ylabel="stationary cosine", ylim=(0, 1.03))
+    middle.set(xscale="log", xlabel="ratio of norms r", ylabel="stationary cosine", ylim=(-0.35, 1.03))
+    middle.set_yticks(np.linspace(0, 1, 6))
     middle.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     middle.minorticks_off()
     for i, width in enumerate(data.width.values):
         here, at = data.sel(width=width), data.share_cosine
-        right.plot(at, here.share_predicted, color=colors[i], linewidth=0.9)
-        look = dict(linestyle="none", label=f"width {width}") | plotting.series(i)
+        right.plot(at, here.share_predicted, "k-", linewidth=0.9, label=None if i else "predicted")
+        look = plotting.series(i, color="black", linestyle="none", label=f"width {width}")
         right.errorbar(at, here.share, 4 * here.share_error, **look)
-        right.plot(at, here.twice_the_variance, "--", color=grey, linewidth=0.8, zorder=0)
-    right.axvline(float(cones.liang_threshold(SHARE_NORMS[0] / SHARE_NORMS[1])), color=grey, linestyle="--")
-    right.axvline(cones.stationary_cosine(*SHARE_NORMS), color="black", linewidth=0.6)
-    right.set(xlabel="cosine of the inputs", ylabel="share not raised", ylim=(-0.02, 1.02))
-    plotting.legend_above(figure, left, ncols=7, columnspacing=1.0)
+        right.plot(
+            at, here.twice_the_variance, ":", color=grey, linewidth=1, zorder=0, label=None if i else "variance × 2"
+        )
+    theorem = float(cones.liang_threshold(SHARE_NORMS[0] / SHARE_NORMS[1]))
+    right.axvline(theorem, 0, 0.6, color=grey, linestyle="--", label="Theorem 1")
+    right.axvline(
+        cones.stationary_cosine(*SHARE_NORMS), 0, 0.6, color="black", linestyle="-.", linewidth=0.6, label="stationary"
+    )
+    right.set(xlabel="cosine of the inputs", ylabel="share not raised", ylim=(-0.02, 1.75), yticks=np.linspace(0, 1, 6))
+    plotting.legend_above(figure, left, ncols=8, columnspacing=0.8, handlelength=1.5)
     middle.legend(loc="lower left")
-    right.legend(loc="upper left")
+    right.legend(loc="upper left", ncols=2, columnspacing=0.8, handlelength=1.5, fontsize=plotting.SMALL)
     return plotting.lettered(figure)

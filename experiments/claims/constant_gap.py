@@ -41,11 +41,12 @@ CLAIM = sim.Claim(
     },
 )
 CAPTION = (
-    "(a) Gap in the constant block over its start and (b) its shortfall from 1, logarithmic; (c) loss and (d) scale of the "
-    "logits, along descent of free rows: one learning rate for everything; the scale learned as fast as the flow, κ = 1; a "
-    "fixed scale. Dashed black: predicted from the scale alone, ln h = −(ln s)/κ from the start, nothing fitted. Grey: the "
-    "half that exponent, for scale. By this law plain SGD halves the gap of n pairs once the scale has grown 2ⁿ times. "
-    "One line per seed, eight seeds; a step of the last two settings grows in proportion to the time."
+    "(a) Gap in the constant block over its start and (b) its shortfall from 1, logarithmic; (c) loss and (d) scale "
+    "of the logits, along descent of free rows: one learning rate for everything; the scale learned as fast as the "
+    "flow, κ = 1; a fixed scale. Predicted: from the scale alone, ln h = −(ln s)/κ from the start, nothing fitted; "
+    "grey: half that exponent. By this law plain SGD halves the gap of n pairs once the scale has grown 2ⁿ times. "
+    "One thin line per seed, eight seeds, markers on the first; a step of the last two settings grows in proportion "
+    "to the time."
 )
 SETTINGS = ("plain SGD", "scale learned at κ = 1", "fixed scale")
 
@@ -208,25 +209,29 @@ def draw(data):
     figure, axes = plt.subplots(2, 2, figsize=(plotting.TWO_COLUMNS, 4.2), sharex=True, layout="constrained")
     step = data.step.values + 1
     for i, name in enumerate(SETTINGS):
-        look = plotting.series(i, markevery=(2 + 4 * i, 12))
         here = data.sel(setting=name).transpose("seed", "step")
         measured, predicted = _logs(data, name)
         for seed in range(data.sizes["seed"]):
-            label = name if seed == 0 else None
-            axes[0][0].plot(step, np.exp(measured[seed]), label=label, **look)
+            look = plotting.series(i, linewidth=0.4, marker="")
+            if seed == 0:
+                look = plotting.series(i, linewidth=0.4, markevery=(2 + 4 * i, 12))
+            axes[0][0].plot(step, np.exp(measured[seed]), **look)
             axes[0][1].plot(step, 1 - np.exp(measured[seed]), **look)
             axes[1][0].plot(step, here.loss[seed], **look)
             axes[1][1].plot(step, here.scale[seed], **look)
         if here.rate > 0:
-            for factor, line in ((1.0, "black"), (0.5, plotting.CONTROL)):
+            for factor, line in ((0.5, plotting.CONTROL), (1.0, "black")):
                 curve = np.exp(factor * predicted[0])
                 axes[0][0].plot(step, curve, "--", color=line, linewidth=0.8)
                 axes[0][1].plot(step, 1 - curve, "--", color=line, linewidth=0.8)
+        axes[0][0].plot([], [], label=name, **plotting.series(i, linewidth=0.8))
+    for color, label in (("black", "predicted"), (plotting.CONTROL, "half the exponent")):
+        axes[0][0].plot([], [], "--", color=color, linewidth=0.8, label=label)
     axes[0][0].set(ylabel="gap over its start", ylim=(0, 1.1), xscale="log")
     axes[0][1].set(ylabel="1 − gap over its start", yscale="log", ylim=(1e-4, 2))
     axes[1][0].set(ylabel="loss (nats)", yscale="log", xlabel="step + 1")
     axes[1][1].set(ylabel="scale s = 1/τ", yscale="log", xlabel="step + 1")
     axes[1][1].set_yticks([20, 50, 100, 200], ["20", "50", "100", "200"])
     axes[1][1].yaxis.minorticks_off()
-    plotting.legend_above(figure, axes[0][0], ncols=3)
+    plotting.legend_above(figure, axes[0][0], ncols=5)
     return plotting.lettered(figure)

@@ -31,14 +31,15 @@ CLAIM = sim.Claim(
     ),
 )
 CAPTION = (
-    "Critical gap. (a, b) Measured rate of the faster mode along the gap of free embeddings, times τ (colour, clipped "
-    "at ±1; yellow grows), and measured boundaries on the predicted ones (black): free embeddings, and MLP towers that "
-    "start at the least stable pair of deviations (± 2 standard errors over 8 seeds); grey: near misses. (b) has an upper "
-    "boundary, which dropping |·| from |cos θ| misses. (c) The defect ratio falls at every G, at the predicted rate, "
-    "while the variance of the common mode grows below G² = τ; grey: the law that would make the ratio a criterion. "
-    "(d) Coupling ρ = sin²θ/(2τ cos θ) at the angle where the common mode's variance over random towers stands still, "
-    "during training (± 2 jackknife standard errors over 256 draws of linear towers, 48 draws of MLPs); lines: predicted "
-    "from the kernels, from their alignment (dotted left) to the first canonical correlation (dotted right)."
+    "Critical gap. (a, b) Measured rate of the faster mode along the gap of free embeddings, times τ (colour, "
+    "clipped at ±1; yellow grows), and measured boundaries on the predicted ones: free embeddings, and MLP towers "
+    "that start at the least stable pair of deviations (± 2 standard errors over 8 seeds); grey: near misses. (b) "
+    "has an upper boundary, which dropping |·| from |cos θ| misses. (c) The defect ratio falls at every G, at the "
+    "predicted rate, while the variance of the common mode grows below G² = τ; grey: its law, which would make the "
+    "ratio a criterion. (d) Coupling ρ = sin²θ/(2τ cos θ) at the angle where the common mode's variance over random "
+    "towers stands still, during training (± 2 jackknife standard errors over 256 draws of linear towers, 48 draws "
+    "of MLPs); lines: predicted from the kernels, from their alignment (limit left) to the first canonical "
+    "correlation (limit right)."
 )
 ISOTROPIC_CORRELATION = 0.6
 BOUNDARIES = ("space", "sphere, lower", "sphere, upper")
@@ -348,13 +349,13 @@ def _draw_ratio(axis, data):
     slope = float((data.ratio_predicted / data.gap_ratio)[0])  # −4 (1 − 1/d): the law is linear in G²/τ
     axis.plot(line, slope * line, color=plotting.COLORS[0])
     axis.plot(ratio, data.ratio_rate.mean("seed"), "o", color=plotting.COLORS[0], label="defect ratio")
-    axis.plot(line, 4 * (1 - line), color=plotting.CONTROL, linestyle="--", linewidth=0.8)
-    axis.plot(ratio, data.common_rate.mean("seed"), "s", color=plotting.COLORS[1], label="common mode")
-    axis.axhline(0, color="black", linewidth=0.4)
-    axis.axvline(1, color="black", linewidth=0.4)
+    axis.plot(ratio, data.common_rate.mean("seed"), "s", color=plotting.COLORS[5], label="common mode")
+    axis.plot(line, 4 * (1 - line), color=plotting.CONTROL, linestyle="--", linewidth=0.8, label="its law")
+    axis.axhline(0, color="black", linestyle=":", linewidth=0.6, label="no change")
+    axis.axvline(1, color="black", linestyle="-.", linewidth=0.6, label="G² = τ")
     axis.set_yscale("asinh", linear_width=1)
     axis.set(xscale="log", xlabel="G²/τ", ylabel="rate of ln(·) · τ")
-    axis.set(yticks=(-20, -5, -1, 0, 1, 3), yticklabels=("−20", "−5", "−1", "0", "1", "3"), ylim=(None, 5))
+    axis.set(yticks=(-20, -5, -1, 0, 1, 3), yticklabels=("−20", "−5", "−1", "0", "1", "3"), ylim=(-60, 5))
     axis.set_title("defect ratio")
     axis.legend(loc="lower left")
 
@@ -363,7 +364,7 @@ def _draw_towers(axis, data):
     tau = data.attrs["random_temperature"]
     coupling = lambda angle: np.sin(angle) ** 2 / (2 * tau * np.cos(angle))
     for k, name in enumerate(data.random.values):
-        here, color = data.isel(random=k), plotting.COLORS[k]
+        here, color = data.isel(random=k), (plotting.COLORS[2], plotting.COLORS[4], "black")[k]
         low, mean, high = (coupling(here.random_measured + s * here.random_error).values for s in (-2, 0, 2))
         axis.plot(here.random_time, coupling(here.random_predicted), color=color)
         axis.errorbar(
@@ -371,6 +372,7 @@ def _draw_towers(axis, data):
         )
         for end, span in enumerate(((0.0, 0.12), (0.88, 1.0))):
             axis.axhline(coupling(float(here.random_ends[end])), *span, color=color, linestyle=":", linewidth=0.8)
+    axis.plot([], [], "k:", linewidth=0.8, label="limits")
     axis.set(xscale="log", xlabel="time · largest kernel eigenvalue / τ", ylabel="coupling ρ", ylim=(0, 1.05))
     axis.set_title("random towers")
     axis.legend(loc="lower right", ncols=2)

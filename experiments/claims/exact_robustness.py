@@ -35,12 +35,12 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 draws, float64 predictions"
 CAPTION = (
-    "(a) Probability that the nearest of K rows in d dimensions stays nearest, against the noise: exact (lines, nothing "
-    "fitted) and measured, ± 4 standard errors over 1,000,000 draws (smaller than the marker; circles: noise on every "
-    "coordinate, squares: distances drawn). Grey: noise variance 2σ², for each point. (b) What Edgeworth's leading term "
-    "leaves of the error of the two-class normal formula falls as d⁻² (line through the last point); dashed grey: without "
-    "the skewness it falls as 1/d. (c) Measured minus exact in standard errors, with the limits of the check (band); grey: "
-    "minus the product of the two-class probabilities, cut at ±10."
+    "(a) Probability that the nearest of K rows in d dimensions stays nearest, against the noise: exact (lines, "
+    "nothing fitted) and measured, ± 4 standard errors over 1,000,000 draws (smaller than the marker) of the noise "
+    "on every coordinate or of the distances. Grey: noise variance 2σ², for each point. (b) What Edgeworth's "
+    "leading term leaves of the error of the two-class normal formula falls as d⁻² (line through the last point); "
+    "grey: without the skewness it falls as 1/d. (c) Measured less exact in standard errors; grey: less the product "
+    "of the two-class probabilities, cut at ±10."
 )
 FULL_ENTRIES = 2000  # largest K·d whose noise is drawn coordinate by coordinate
 FEW_ROWS = 10  # cases of at most so many rows are also drawn the other way
@@ -327,30 +327,35 @@ def draw(data):
     error = binomial_error(data.measured.values, data.attrs["num_draws"])
     looks = [plotting.series(i % 6, marker="", linestyle="--" if i >= 6 else "-") for i in range(12)]
     order = np.argsort(data.curve_sigma.values[:, 0])
-    top.plot(sigma, data.twice_the_noise, "x", color=grey, label="2σ²")
+    top.plot(sigma, data.twice_the_noise, "x", color=grey, label="near miss, 2σ²")
     for look, i in zip(looks, order, strict=False):
         k, d = data.case_size.values[i]
         here = np.flatnonzero((data.num_classes.values == k) & (data.dimensions.values == d))
         top.plot(data.curve_sigma[i], data.curve[i], label=f"K = {k}, d = {d}", **look)
         marker = "o" if data.full.values[here[0]] else "s"
         top.errorbar(sigma[here], data.measured[here], 4 * error[here], color=look["color"], fmt=marker, markersize=4)
+    for marker, label in (("o", "noise drawn"), ("s", "distances drawn")):
+        top.plot([], [], f"k{marker}", markersize=4, label=label)
     top.set(xscale="log", ylabel="P(answer kept)", ylim=(0, 1.04), title="keeping the answer")
     top.tick_params(labelbottom=False)
     score = lambda predicted: np.clip((data.measured - predicted) / error, -10, 10)
-    bottom.axhspan(-4, 4, color=plotting.COLORS[0], alpha=0.12, linewidth=0)
-    bottom.plot(sigma, score(data["product"]), "x", color=grey)
-    bottom.plot(sigma, score(data.exact), "o", color=plotting.COLORS[0])
-    bottom.set(xlabel="noise σ per coordinate", ylabel="error (s.e.)", ylim=(-11, 11), title="measured − exact")
+    bottom.axhspan(-4, 4, color="black", alpha=0.1, linewidth=0, label="limits of the check")
+    bottom.plot(sigma, score(data["product"]), "x", color=grey, label="product of pairs")
+    bottom.plot(sigma, score(data.exact), "ko", label="exact")
+    bottom.set(xlabel="noise σ per coordinate", ylabel="error (s.e.)", ylim=(-19, 11), title="measured − predicted")
+    bottom.set_yticks([-10, -5, 0, 5, 10])
+    bottom.legend(ncols=3, loc="lower center")
     dims = data.large_dim.values.astype(float)
     for i, argument in enumerate(data.argument.values):
         here = data.sel(argument=argument)
         left, without = (abs(here.two_class_error - here[f"two_class_{n}"]).values for n in ("leading", "even"))
-        right.plot(dims, left[-1] * (dims / dims[-1]) ** -2, color=plotting.COLORS[i], linewidth=0.8)
-        right.plot(dims, left, linestyle="none", label=f"w = {argument:g}", **plotting.series(i))
+        right.plot(dims, left[-1] * (dims / dims[-1]) ** -2, "k-", linewidth=0.8, label=None if i else "slope −2")
+        right.plot(dims, left, label=f"w = {argument:g}", **plotting.series(i, color="black", linestyle="none"))
         if argument != 1.0:  # the skewness term is 0 there
-            right.plot(dims, without, "--", color=grey, linewidth=0.8)
+            right.plot(dims, without, "--", color=grey, linewidth=0.8, label=None if i else "no skewness")
     right.set(xscale="log", yscale="log", xlabel="dimensions d", title="two classes")
     right.set_ylabel("|exact − Φ(w) − leading term|")
+    right.set_ylim(1e-10, None)
     right.legend(loc="lower left")
-    plotting.legend_above(figure, top, ncols=6, columnspacing=1.2)
+    plotting.legend_above(figure, top, ncols=5, columnspacing=1.2)
     return plotting.lettered(figure)

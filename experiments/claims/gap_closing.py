@@ -59,18 +59,18 @@ CLAIM = sim.Claim(
     },
 )
 CAPTION = (
-    "Galleries of trained towers (ten of their classes, or all) and of free embeddings. (a) Noise on the gallery, on both "
-    "sides and on the queries at σ² = 0.005, ten classes; bars: ± 4 standard errors over 12 seeds, each seed's mean over α "
-    "taken out. (b) Gallery noise at the paper's variances, on three of them: exact (lines; solid, dashed, dotted: the kinds of "
-    "(e)) and measured, ± 4 standard errors over 192 draws; grey: moving the wrong way. The towers' gap lies almost all "
-    "inside the span of all their classes: nothing to move. (c) The same for a choice among four rows. (d) Answers to noisy "
-    "galleries that closing changes under the same draws, ten classes: none where the theory says none; grey: near misses. "
-    "(e) Clean answers changed at α = 1 when g' leaves only the top r principal directions alone. (f) Answers lost to "
-    "quantisation with a fixed range, ± 4 standard errors over 64 bases; lines: exact at σ² = step²/12, solid where the step "
-    "is at most twice the smallest difference of two rows per coordinate; grey: step²/6. (g) The same with each range, bars "
-    "as in (a); dashed: g' on one coordinate: fixed and per-dimension ranges gain nothing, the [min, max] range widens."
+    "Galleries of trained towers (ten of their classes, or all) and of free embeddings. (a) Robustness to noise on "
+    "the gallery, on both sides and on the queries, ten classes; bars: ± 4 standard errors over 12 seeds, each "
+    "seed's mean over α taken out. (b) Gallery noise at the paper's variances, ± 4 standard errors over 192 draws. "
+    "The gap of the towers with all classes lies almost all inside the span of the classes: nothing to move. (c) "
+    "The same for a choice among four rows. (d) Answers to noisy galleries that closing changes under the same "
+    "draws, ten classes: none where the theory says none (black); grey: near misses. (e) Clean answers changed when "
+    "g' leaves only the top r principal directions alone. (f) Answers lost to quantization, ± 4 standard errors "
+    "over 64 bases; exact at σ² = step²/12, for a step of at most twice the smallest difference of two rows per "
+    "coordinate (else too coarse, dotted). (g) The same with each range, bars as in (a): with g' on one coordinate, "
+    "fixed and per-dimension ranges gain nothing, and the [min, max] range widens."
 )
-SIDES = ("both", "queries")
+SIDES, KIND_STYLES = ("both", "queries"), ("-", "--", ":")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,9 +318,10 @@ def draw(data):
     figure, axes = plt.subplot_mosaic(
         [[n for n in row.split() for _ in "12"] for row in ("noises variances choice", "paired top top")]
         + [["fixed"] * 3 + ["ranges"] * 3],
-        figsize=(plotting.TWO_COLUMNS, 6.6), layout="constrained",
-    )  # fmt: skip
-    colors, grey, styles = plotting.COLORS, plotting.CONTROL, ("-", "--", ":")
+        figsize=(plotting.TWO_COLUMNS, 6.9),
+        layout="constrained",
+    )
+    colors, grey, kinds = plotting.COLORS, plotting.CONTROL, [str(kind) for kind in data.kind.values]
     with_room = dict(xlabel="closing α", ylabel="robustness", ylim=(0, 1.4), yticks=[0, 0.25, 0.5, 0.75, 1])
     narrow: dict[str, Any] = dict(
         loc="upper center", handlelength=1.2, columnspacing=0.8, borderaxespad=0.0, labelspacing=0.3
@@ -330,10 +331,10 @@ def draw(data):
     curves += [
         (f"{'the ' * (on == 'queries')}{on}", first.by_side.sel(on=on), first.by_side_error.sel(on=on)) for on in SIDES
     ]
-    looks = (plotting.series(0), plotting.series(1), plotting.series(2, color=grey, marker="x"))
+    looks = (plotting.series(0), plotting.series(1, color="black"), plotting.series(2, color=grey, marker="x"))
     for look, (label, mean, error) in zip(looks, curves, strict=True):
         axes["noises"].errorbar(data.alpha, mean, 4 * error, label=f"on {label}", **look)
-    for i, style in zip(range(data.sizes["kind"]), styles, strict=False):
+    for i, style in zip(range(len(kinds)), KIND_STYLES, strict=False):
         here = data.isel(kind=i)
         for color, marker, variance in zip(colors, plotting.MARKERS, data.variance.values, strict=False):
             at = here.sel(variance=variance)
@@ -345,42 +346,53 @@ def draw(data):
                 label = None if i else f"σ² = {variance:g}"
                 axis.errorbar(data.alpha, mean, 4 * error, color=color, fmt=marker, label=label)
         axes["variances"].plot(data.alpha, here.wrong_way, style, color=grey, linewidth=0.8)
+        axes["variances"].plot([], [], style, color="black", label=kinds[i])
+    axes["variances"].plot([], [], color=grey, linewidth=0.8, label="moved the wrong way")
+    entries = plotting.legend_entries(axes["variances"])
+    lines = {label: handle for label, handle in entries.items() if "σ" not in label}
+    figure.legend(
+        lines.values(),
+        lines,
+        loc="outside upper center",
+        ncols=4,
+        title="(b, c, e) galleries; (b, c) lines exact, points measured",
+    )
     for name, title in (
-        ("noises", f"σ² = {data.variance.values[0]:g}"),
+        ("noises", f"noise of σ² = {data.variance.values[0]:g}"),
         ("variances", "noise on the gallery"),
         ("choice", "choice of four"),
     ):
         axes[name].set(title=title, **with_room)
-        axes[name].legend(ncols=1 if name == "noises" else 2, **narrow)
+        plotting.legend_inside(axes[name], above=lines, ncols=1 if name == "noises" else 2, **narrow)
     _draw_changes(axes["paired"], axes["top"], data, narrow)
     _draw_quantized(axes["fixed"], axes["ranges"], data, narrow)
     return plotting.lettered(figure)
 
 
 def _draw_changes(paired, top, data, narrow):
-    colors, grey = plotting.COLORS, plotting.CONTROL
+    grey = plotting.CONTROL
     share = 100 * data.paired_changes / data.paired_decisions
     for i, kind in enumerate(UNTOUCHED):
-        look = plotting.series(i, markersize=9 - 2 * i, fillstyle="none")  # one within the other
+        look = plotting.series(i, color="black", markersize=9 - 2 * i, fillstyle="none")  # one within the other
         paired.plot(data.alpha, share.sel(noise=kind), label=kind, **look)
     for kind, style in zip(NEAR_MISSES, ("-", "--", ":"), strict=True):
         paired.plot(data.alpha, share.sel(noise=kind), style, color=grey, label=kind)
     most = float(share.max())
     paired.set(title="under the same noise", xlabel="closing α", ylabel="answers changed (%)")
-    paired.set(ylim=(-0.05 * most, 2.6 * most), yticks=[0, 50, 100])
-    paired.legend(**narrow)
+    paired.set(ylim=(-0.05 * most, 3.6 * most), yticks=[0, 50, 100])
+    paired.legend(title="noise", **narrow)
     places = np.arange(data.sizes["components"])
-    for color, marker, style, i in zip(colors, "os^", ("-", "--", ":"), range(data.sizes["kind"]), strict=False):
+    for marker, style, i in zip("os^", KIND_STYLES, range(data.sizes["kind"]), strict=False):
         here = data.isel(kind=i).sel(alpha=1.0)
         share = 100 / here.clean_decisions
         label = f"{here.kind.values} (accuracy {float(here.accuracy):.2f}, ‖g'‖²/‖g‖² = {float(here.moved_share):.2g})"
-        top.plot(places, share * here.changed, marker + style, color=color, fillstyle="none", label=label)
+        top.plot(places, share * here.changed, marker + style, color="black", fillstyle="none", label=label)
         top.axhline(float(share * here.changed_by_gap), color=grey, linestyle=style, linewidth=0.8)
-    top.plot([], [], color=grey, linewidth=0.8, label="moving by g, each kind")
+    top.plot([], [], color=grey, linewidth=0.8, label="moving by g, each gallery")
     most = float((100 * data.changed.sel(alpha=1.0) / data.clean_decisions).max())
     top.set(
-        title="no noise, top r directions kept",
-        xlabel="r",
+        title="no noise, α = 1",
+        xlabel="principal directions left alone, r",
         ylabel="answers changed (%)",
         ylim=(-0.05 * most, 1.9 * most),
     )
@@ -389,24 +401,32 @@ def _draw_changes(paired, top, data, narrow):
 
 
 def _draw_quantized(fixed, ranges, data, narrow):
-    colors, grey = plotting.COLORS, plotting.CONTROL
-    for color, marker, bins in zip(colors, plotting.MARKERS, data.bins.values, strict=False):
+    grey = plotting.CONTROL
+    for marker, bins in zip(plotting.MARKERS, data.bins.values, strict=False):
         at = data.sel(bins=bins)
         fine = at.step_over_difference <= 2
-        fixed.errorbar(data.closing, 1 - at.rounded, 4 * at.rounded_error, color=color, fmt=marker, label=f"{bins}")
-        fixed.plot(data.closing, 1 - at.predicted_rounded, "-" if fine else ":", color=color)
+        label = f"{bins} bins"
+        fixed.errorbar(data.closing, 1 - at.rounded, 4 * at.rounded_error, color="black", fmt=marker, label=label)
+        fixed.plot(data.closing, 1 - at.predicted_rounded, "k-" if fine else "k:", linewidth=0.8)
         if fine:
             fixed.plot(data.closing, 1 - at.twice_rounded, "--", color=grey, linewidth=0.8)
-    fixed.set(title="fixed range", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-4, 8))
-    fixed.legend(title="bins", ncols=5, **narrow)
-    for color, marker, bounds in zip(colors, plotting.MARKERS, RANGES, strict=False):
+    for style, color, label in (
+        ("-", "black", "exact"),
+        (":", "black", "exact, coarse step"),
+        ("--", grey, "near miss, step²/6"),
+    ):
+        fixed.plot([], [], style, color=color, linewidth=0.8, label=label)
+    fixed.set(title="fixed range", xlabel="closing α", ylabel="share of answers lost", yscale="log", ylim=(2e-4, 60))
+    fixed.set_yticks([1e-3, 1e-2, 1e-1, 1])
+    fixed.legend(ncols=3, **narrow)
+    for color, marker, bounds in zip(plotting.COLORS[3:], plotting.MARKERS[3:], RANGES, strict=True):
         for basis, style in zip(BASES, ("-", "--"), strict=True):
             at = data.sel(basis=basis, range=bounds).isel(bins=0)
             label = bounds.replace("_", " ") if basis == BASES[0] else None
             look = dict(color=color, fmt=marker + style, label=label)
             ranges.errorbar(data.closing, 1 - at.quantized, 4 * at.quantized_error, **look)
-    ranges.plot([], [], "--", color=grey, label="g' on one axis")
-    ranges.set(
-        title=f"{data.bins.values[0]} bins", xlabel="closing α", ylabel="answers lost", yscale="log", ylim=(2e-3, 8)
-    )
+    for style, label in (("-", "random bases"), ("--", "g' on one axis")):
+        ranges.plot([], [], style, color="black", label=label)
+    ranges.set(title=f"{data.bins.values[0]} bins", xlabel="closing α", ylabel="share of answers lost")
+    ranges.set(yscale="log", ylim=(2e-3, 8))
     ranges.legend(ncols=2, **narrow)

@@ -31,10 +31,10 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
-    "Emergence of the gap during training (MLP towers, held-out pairs). (a, e) Gap norm. (b, f) Variance along the gap "
-    "over the mean direction's (dashed: the same for a random mean of equal length, an exact null). (c, g) Variance along "
-    "the gap over its start (grey: 1); it falls first, then grows with the whole cloud, but less. (d, h) Final gap against "
-    "the angle between the two starting cones. Bands and bars: ± 2 standard errors over 8 seeds."
+    "Emergence of the gap during training (MLP towers, held-out pairs). (a, e) Gap norm. (b, f) Variance along the "
+    "gap over the mean direction's (random mean: of equal length, an exact null). (c, g) Variance along the gap "
+    "over its start; it falls first, then grows with the whole cloud, but less. (d, h) Final gap against the angle "
+    "between the two starting cones. Bands and bars: ± 2 standard errors over 8 seeds."
 )
 
 
@@ -316,9 +316,12 @@ def draw(data):
 
     sources = list(data.data.values)
     figure, axes = plt.subplots(
-        len(sources), 4, figsize=(plotting.TWO_COLUMNS, 1.8 * len(sources) + 0.4), sharex="col", squeeze=False,
+        *(len(sources), 4),
+        figsize=(plotting.TWO_COLUMNS, 1.8 * len(sources) + 0.4),
+        sharex="col",
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     wide = float(data.angle.max())
     steps = data.step.values[1:]
     for row, source in zip(axes, sources, strict=True):
@@ -341,6 +344,7 @@ def draw(data):
             plotting.points(row[3], np.degrees(data.angle), final, label, **plotting.series(i))
         start = here.isel(step=0, temperature=0).gap_norm.mean("seed")
         row[3].plot(np.degrees(data.angle), start, color=plotting.CONTROL, linestyle=":", label="at the start")
+        row[3].plot([], [], "k--", linewidth=0.8, label="random mean")
         for axis in row:
             axis.set_title(str(source))
         row[0].set(xscale="log", ylabel="gap norm G")
@@ -353,5 +357,5 @@ def draw(data):
     for axis in axes[-1][:3]:
         axis.set_xlabel("step")
     axes[-1][3].set_xlabel("starting angle (°)")
-    plotting.legend_above(figure, axes[0][3], ncols=4)
+    plotting.legend_above(figure, axes[0][3], ncols=5)
     return plotting.lettered(figure)

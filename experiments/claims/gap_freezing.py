@@ -35,11 +35,11 @@ CLAIM = sim.Claim(
     | {"loss along the gap": "holds if", "frozen gap": "holds if"},
 )
 CAPTION = (
-    "(a) The loss does not move with the gap if both modalities are constant along it (squared distances); it does if they "
-    "vary, or for the cosine (grey). (b) The gap in time; open: two simplices on the sphere; lines: closed form, nothing "
-    "fitted; dotted: random cones on the sphere; dashed: the same cones in Euclid, every τ (bands, mostly within the line: "
-    "± 2 standard errors over 32 seeds). (c) Closing rate on the sphere against the loss; black: H − L of simplices, the "
-    "fastest at a given loss; open: measured on simplices; dots: on one pair of random cones; dashed grey: the near miss H."
+    "(a) The loss does not move with the gap if both modalities are constant along it (squared distances); it does "
+    "if they vary, or for the cosine. (b) The gap in time: two simplices on the sphere, measured (open) and in "
+    "closed form, nothing fitted; random cones on the sphere, and the same cones in Euclid at every τ (bands, "
+    "mostly within the line: ± 2 standard errors over 32 seeds). (c) Closing rate on the sphere against the loss; H "
+    "− L: of simplices, the fastest at a given loss; measured on simplices (open) and on one pair of random cones."
 )
 GRADIENT, IDENTITY = 1e-8, 1e-10  # tolerances, relative to the largest entry; float64 leaves about 1e-15
 SIDES = ("x", "y")
@@ -379,12 +379,13 @@ def draw(data):
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(plotting.TWO_COLUMNS, 2.5), layout="constrained")
-    looks = (plotting.series(0), plotting.series(1), plotting.series(2, color=plotting.CONTROL, marker="x"))
+    looks = [plotting.series(i, color=c) for i, c in enumerate(("black", plotting.COLORS[4], plotting.CONTROL))]
     for rows, label, look in zip(data.rows.values, ("constant along v", "varying", "cosine"), looks, strict=True):
         change = data.loss_at_offset.sel(rows=rows)
         left.plot(data.offset, change - change[0], label=label, **look)
     left.set(xlabel="gap along v, v·g", ylabel="change of the loss (nats)")
     left.legend(loc="upper left")
+    above = plotting.legend_entries(left)
 
     n, times = int(data.attrs["num_pairs"]), data.time.values
     # Simplices of every height at one τ pass through every loss: γ² = 1 − zτ(n − 1)/n at the logit difference z.
@@ -392,8 +393,8 @@ def draw(data):
     pairs = [freezing.simplex_pairs(n, height) for height in heights]
     laws = [freezing.predicted_closing_rate(*rows, axis, temperature=0.05) for rows in pairs]
     loss = [law.loss for law in laws]
-    right.plot(loss, [law.entropy for law in laws], color=plotting.CONTROL, linestyle="--")
-    right.plot(loss, [law.rate for law in laws], color="black", linewidth=0.8)
+    right.plot(loss, [law.entropy for law in laws], color=plotting.CONTROL, linestyle="--", label="near miss, H")
+    right.plot(loss, [law.rate for law in laws], color="black", linewidth=0.8, label="H − L")
     for i, temperature in enumerate(data.temperature.values):
         here, color = data.sel(temperature=temperature), plotting.COLORS[i]
         look = dict(linestyle="none", fillstyle="none") | plotting.series(i)
@@ -402,8 +403,15 @@ def draw(data):
         for name, line in (("cones_sphere", ":"), ("cones_euclid", "--")):
             plotting.band(middle, times, here[name].values, color=color, linestyle=line, linewidth=1.0)
         right.plot(here.cones_loss[1:], here.cones_rate[1:], ".", color=color, markersize=2)
-        right.plot(here.simplex_loss, here.simplex_rate, label=f"τ = {temperature:g}", **look)
-    middle.set(xlabel="time (units of the flow)", ylabel="G(t) / G(0)", ylim=(-0.03, 1.05))
+        right.plot(here.simplex_loss, here.simplex_rate, **look)
+        left.plot([], [], label=f"τ = {temperature:g}", **look)
+    for style, label in (("-", "simplices"), (":", "cones, sphere"), ("--", "cones, Euclid")):
+        middle.plot([], [], style, color="black", linewidth=1.0, label=label)
+    right.plot([], [], "k.", markersize=2, label="cones")
+    middle.set(xlabel="time (units of the flow)", ylabel="G(t) / G(0)", ylim=(-0.03, 1.55), yticks=np.linspace(0, 1, 6))
+    middle.legend(loc="upper right")
     right.set(xscale="log", yscale="log", xlabel="loss L (nats)", ylabel="closing rate −d ln G/dt", ylim=(1e-3, 4))
     right.legend(loc="upper left")
+    times = {label: handle for label, handle in plotting.legend_entries(left).items() if label not in above}
+    figure.legend(times.values(), times, loc="outside upper center", ncols=len(times))
     return plotting.lettered(figure)

@@ -58,13 +58,13 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 draws, predictions and decisions"
 CAPTION = (
-    "(a) Noise factor tr(BC) tr(B⁻¹C′), C and C′ the second moments of queries and gallery, over its predicted least value: "
-    "1,000 random metrics per gallery, sorted (grey), and gradient search from random starts, by iteration (black; solid, "
-    "dashed, dotted: the galleries). (b) Robustness at equal noise-to-power: exact (bars) and measured, ± 4 standard errors "
-    "over 2,000 draws; storages are fitted on half of the queries and judged on others. (c) Answers kept after rounding the rows of the first gallery to low precision: predicted from the "
-    "steps (bars), measured, ± 4 standard errors over 100 random bases; grey: step²/6. (d) Answers kept against bytes per row "
-    "(scalars and scales included) on the first gallery: the formats of (c) with a scale per row (solid), 3 to 8 bits with a "
-    "range per column (dashed), and FAISS's scalar and product quantisers at the better of its two metrics."
+    "(a) Noise factor tr(BC) tr(B⁻¹C′), C and C′ the second moments of queries and gallery, over its predicted "
+    "least value: 1,000 random metrics per gallery, and gradient search from random starts. (b) Robustness at equal "
+    "noise-to-power, ± 4 standard errors over 2,000 draws; storages are fitted on half of the queries and judged on "
+    "others. (c) Answers kept after rounding the rows of the first gallery to low precision, predicted from the "
+    "steps and measured, ± 4 standard errors over 100 random bases; grey: near miss. (d) Answers kept against bytes "
+    "per row (scalars and scales included) on the first gallery: the formats of (c), 3 to 8 bits with a range per "
+    "column, and FAISS's quantizers at the better of its two metrics."
 )
 STORAGES = ("as it is", "queries centred", "both centred", "optimum")
 WHITENED = "queries whitened"
@@ -351,34 +351,35 @@ def draw(data):
     figure, axes = plt.subplots(2, 2, figsize=(plotting.TWO_COLUMNS, 5.0), layout="constrained")
     factor, ladder, rounding, sizes = axes.ravel()
     share = np.linspace(0, 100, data.sizes["metric"])
+    factor.plot([], [], color=plotting.CONTROL, linewidth=0.8, label="random metrics, each gallery")
     for style, name in zip(("-", "--", ":"), data.gallery.values, strict=False):
         here = data.sel(gallery=name)
         factor.plot(share, np.sort(here.random / here.optimum), color=plotting.CONTROL, linewidth=0.8)
         points = np.linspace(0, 100, data.sizes["point"])
         for start in range(data.sizes["start"]):
-            label = str(name) if start == 0 else None
+            label = f"search, {name}" if start == 0 else None
             values = here.search.isel(start=start) / here.optimum
             factor.plot(points, values, style, color="black", linewidth=0.8, label=label)
-    factor.set(
-        title="least noise factor", yscale="log", ylabel="noise factor over the least", ylim=(0.7, None),
-        xlabel="metrics, sorted (%); part of the search (%)",
-    )  # fmt: skip
+    factor.set(title="least noise factor", yscale="log", ylabel="noise factor / predicted least", ylim=(0.7, None))
+    factor.set_xlabel("metrics, sorted (%); iterations (%)")
     factor.legend(loc="upper center")
     _draw_bars(ladder, data.gallery.values, data.exact, data.measured, data.measured_error)
-    ladder.set(title="equal noise-to-power", xlabel="gallery", ylabel="robustness", ylim=(0, 1.05))
+    ladder.set(title="equal noise-to-power (bars: exact)", xlabel="gallery", ylabel="robustness", ylim=(0, 1.05))
     first = data.isel(gallery=0)
     _draw_bars(rounding, data.format.values, first.predicted_kept, first.kept, first.kept_error, first.twice_kept)
-    rounding.set(title=f"rounding, {first.gallery.item()}", xlabel="format", ylabel="answers kept", ylim=(0, 1.05))
+    rounding.set(title=f"rounding, {first.gallery.item()} (bars: predicted)", xlabel="format", ylim=(0, 1.05))
+    rounding.set_ylabel("share of answers kept")
     order = np.argsort(data.bytes_per_row.values, kind="stable")
     for storage in STORAGES:
         values = first.ladder.sel(storage=storage)[order]
         sizes.plot(data.bytes_per_row[order], values, linewidth=0.8, **plotting.series(SERIES[storage]))
     draw_library(sizes, data, data.attrs["num_dimensions"])
     sizes.margins(y=0.1)
-    sizes.set(title="answers kept against size", xlabel="bytes per row", ylabel="answers kept", ylim=(None, 1.03))
-    if "library" in data:  # FAISS is an extra; without it no point here has a name of its own
-        sizes.legend(loc="lower right")
-    plotting.legend_above(figure, ladder, ncols=5)
+    sizes.set(
+        title="answers kept against size", xlabel="bytes per row", ylabel="share of answers kept", ylim=(None, 1.03)
+    )
+    sizes.legend(loc="lower right")
+    plotting.legend_above(figure, rounding, ncols=7, columnspacing=1.2, handlelength=1.2)
     return plotting.lettered(figure)
 
 
@@ -392,6 +393,8 @@ def _draw_bars(axis, names, predicted, measured, error, control=None):
         axis.errorbar(at, points[0], 4 * points[1], color="black", fmt="o", markersize=2, linewidth=0.8)
         if control is not None:
             axis.plot(at, control.sel(storage=storage), "_", color=plotting.CONTROL, markersize=6)
+    axis.plot([], [], "ko", markersize=2, label="measured")
+    axis.plot([], [], "_", color=plotting.CONTROL, markersize=6, label="step²/6")
     axis.set_xticks(places, [str(name) for name in names])
 
 
@@ -400,6 +403,8 @@ def draw_library(axis, data, dimensions: int):
     places = dimensions * data.bits / 8 + 4
     for name, values in zip(STORAGES, data.columns.values, strict=True):
         axis.plot(places, values, linewidth=0.8, linestyle="--", fillstyle="none", **plotting.series(SERIES[name]))
+    axis.plot([], [], "k-", linewidth=0.8, label="a scale per row")
+    axis.plot([], [], "k--", linewidth=0.8, label="a range per column")
     for family, marker, words in (("SQ", "x", "scalar"), ("PQ", "+", "product")) if "library" in data else ():
         chosen = np.char.startswith(data.quantiser.values.astype(str), family)
         label = f"FAISS, {words} quantiser"

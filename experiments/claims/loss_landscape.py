@@ -33,13 +33,11 @@ CLAIM = sim.Claim(
     },
 )
 CAPTION = (
-    "(a) Loss of the six pairs of Liang et al. with two texts swapped, against the latitude of the texts: measured "
-    "(points), f(cos θ/τ) (lines), minima (stars); grey: the same without the swap at 1/τ = 100. (b) All latitudes θ and θ′ "
-    "of both circles and all temperatures fall on one curve of cos θ cos θ′/τ (star: its minimum); grey: on none of "
-    "cos(θ − θ′)/τ. "
-    "(c) Latitude of least loss against 1/τ, for the published example, for random longitudes with swapped or soft "
-    "matchings, and for the unswapped example: measured (points), arccos(s*τ) (lines); grey: s* of one direction of the "
-    "loss."
+    "(a) Loss of the six pairs of Liang et al. with two texts swapped, against the latitude of the texts, measured "
+    "(points); grey: the same without the swap at 1/τ = 100. (b) All latitudes θ and θ′ of both circles and all "
+    "temperatures fall on one curve of cos θ cos θ′/τ; grey: on none of cos(θ − θ′)/τ. (c) Latitude of least loss "
+    "against 1/τ, for the published example, for random longitudes with swapped or soft matchings, and for the "
+    "unswapped example, measured (points); grey: s* of one direction of the loss."
 )
 STEP = np.radians(20)
 PUBLISHED = STEP * np.arange(-1, 5)  # longitudes of the images; the texts' are the same, the first two swapped
@@ -303,16 +301,24 @@ def draw(data):
         look = plotting.series(i, markersize=2.5)
         left.plot(degrees, here.loss_predicted, color=colors[i], linewidth=0.9)
         left.plot(degrees[i::5], here.loss[i::5], linestyle="none", **look)
-        left.plot([], [], linewidth=0.9, label=f"{scale:g}", **look)
+        left.plot([], [], linestyle="none", label=f"1/τ = {scale:g}", **look)
         star = np.degrees(float(here.published_latitude))
         left.plot([star, -star], 2 * [float(here.published_lowest)], "*", color=colors[i], markersize=6)
     matched = data.sel(matching="unswapped", inverse_temperature=data.inverse_temperature.values[-1])
     left.plot(degrees, matched.loss_predicted, color=grey, linewidth=0.9)
     left.plot(degrees[::3], matched.loss[::3], "x", color=grey, markersize=2.5)
-    left.set(xlabel="latitude θ (degrees)", ylabel="loss (nats)", xticks=range(-90, 91, 45), ylim=(0, 2.1))
+    left.plot([], [], "k-", linewidth=0.9, label="f(cos θ/τ)")
+    left.plot([], [], "k*", markersize=6, label="minimum")
+    left.plot([], [], "x-", color=grey, linewidth=0.9, markersize=2.5, label="no swap")
+    left.set(xlabel="latitude θ (degrees)", ylabel="loss (nats)", xticks=range(-90, 91, 45), ylim=(-0.1, 2.1))
     left.legend(
-        title="1/τ", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.07), columnspacing=0.6, handlelength=1.0
-    )  # fmt: skip
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.08),
+        ncols=2,
+        handlelength=1,
+        columnspacing=0.6,
+        fontsize=plotting.SMALL,
+    )
 
     shown = data.lift_is_published.values == 1
     scale, loss = data.lift_scale.values[shown], data.lift_loss.values[shown]
@@ -320,29 +326,31 @@ def draw(data):
     similarities = landscapes.circle_similarities(_swapped(), PUBLISHED)
     curve = [landscapes.loss_at_scale(similarities, s) for s in fine]
     middle.plot(data.lift_other_scale.values[shown], loss, "x", color=grey, label="cos(θ − θ′)/τ")
-    middle.plot(fine, curve, color=colors[0], linewidth=0.9, label="f")
-    middle.plot(scale, loss, "o", color=colors[0], label="cos θ cos θ′/τ")
-    middle.plot(float(data.published_scale), float(data.published_loss), "*", color="black", markersize=7)
+    middle.plot(fine, curve, "k-", linewidth=0.9, label="f")
+    middle.plot(scale, loss, "ko", label="cos θ cos θ′/τ")
+    middle.plot(float(data.published_scale), float(data.published_loss), "k*", markersize=7, label="minimum")
     middle.set(xscale="log", xlabel="scale", ylabel="loss (nats)", xlim=(fine[0], None), ylim=(0.7, 2.4))
     middle.legend(loc="upper left")
 
     inverse = np.geomspace(5, 1.3 * max(data.inverse_temperature.values.max(), 100), 200)
     published = np.degrees(landscapes.best_latitude(float(data.published_scale), 1 / inverse))
-    right.plot(inverse, published, color=colors[0], linewidth=0.9)
-    look = dict(linestyle="none", label="published") | plotting.series(0)
+    right.plot(inverse, published, "k-", linewidth=0.9, label="arccos(s*τ)")
+    look = plotting.series(0, color="black", linestyle="none", label="published")
     right.plot(data.inverse_temperature, np.degrees(data.published_latitude), **look)
     right.plot(
-        data.inverse_temperature, np.degrees(data.matched_latitude), "^", color=colors[2], label="no swap", zorder=1
+        data.inverse_temperature, np.degrees(data.matched_latitude), "k^", fillstyle="none", label="no swap", zorder=1
     )
     for i in range(data.sizes["geometry"]):
         here, label = data.isel(geometry=i), "random" if i == 0 else None
         at = here.random_inverse_temperature.values
         reach = np.geomspace(at.min(), at.max(), 100)
         best = float(here.random_scale)
-        right.plot(reach, np.degrees(landscapes.best_latitude(best, 1 / reach)), color=colors[1], linewidth=0.4)
-        right.plot(at, np.degrees(here.random_one_way), "x", color=grey, markersize=2, zorder=0)
-        right.plot(at, np.degrees(here.random_latitude), "s", color=colors[1], markersize=2, label=label)
-    right.set(xscale="log", xlabel="1/τ", ylabel="latitude of least loss (degrees)", ylim=(-4, 118))
+        right.plot(reach, np.degrees(landscapes.best_latitude(best, 1 / reach)), color=colors[5], linewidth=0.4)
+        right.plot(
+            at, np.degrees(here.random_one_way), "x", color=grey, markersize=2, zorder=0, label=None if i else "one way"
+        )
+        right.plot(at, np.degrees(here.random_latitude), "s", color=colors[5], markersize=2, label=label)
+    right.set(xscale="log", xlabel="1/τ", ylabel="latitude of least loss (degrees)", ylim=(-4, 140))
     right.set_yticks(range(0, 91, 30))
-    right.legend(loc="upper center", ncols=3, columnspacing=0.4, handletextpad=0.0, fontsize=plotting.SMALL)
+    right.legend(loc="upper center", ncols=2, fontsize=plotting.SMALL)
     return plotting.lettered(figure)

@@ -37,13 +37,14 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float64 exact part and flows, float32 towers"
 CAPTION = (
-    "(a) Gap of least loss among parallel modalities against the share of wrong pairs (lines: predicted, points: minimised, "
-    "dashed grey: the near miss of n partners for n − 1). (b) Free embeddings under the same pairing end with a gap that "
-    "depends on the starting angle (± 2 standard errors over four seeds), and (c) all at the least loss (the largest of "
-    "the seeds). Towers trained on a fixed set with wrong pairs, measured on right ones: gap against (d) the share of wrong "
-    "pairs, from two cones apart and together; (e) the chance per step that a pair changes sides; (f) the temperature at "
-    "which a schedule ends. Bars: ± 2 standard errors over 12 seeds. Grey, dashed: near misses: (b) the angle counted on past "
-    "180°, (d) modalities exchanged at random, (e) every pair exchanged, which mixes none, (f) temperatures × 1,000."
+    "(a) Gap of least loss among parallel modalities against the share of wrong pairs, minimised (points); near "
+    "miss: n partners for n − 1. (b) Free embeddings under the same pairing end with a gap that depends on the "
+    "starting angle (± 2 standard errors over four seeds; near miss: the angle counted on past 180°), and (c) all "
+    "at the least loss (the largest of the seeds). Towers trained on a fixed set with wrong pairs, measured on "
+    "right ones: gap against (d) the share of wrong pairs, from two cones apart and together (near miss: modalities "
+    "exchanged at random); (e) the chance per step that a pair changes sides (near miss: every pair, which mixes "
+    "none); (f) the temperature at which a schedule ends (near miss: × 1,000). Bars: ± 2 standard errors over 12 "
+    "seeds."
 )
 
 
@@ -342,12 +343,14 @@ def draw(data):
     figure, axes = plt.subplot_mosaic(layout, figsize=(plotting.TWO_COLUMNS, 4.0), layout="constrained")
     axis = axes["family"]
     for i, temperature in enumerate(data.exact_temperature.values):
-        here, look = data.sel(exact_temperature=temperature), plotting.series(i)
+        here, look = data.sel(exact_temperature=temperature), plotting.series(2 + i)
         axis.plot(here.exact_share, here.predicted_gap, color=look["color"])
         axis.plot(here.exact_share, here.least_gap, linestyle="none", label=f"τ = {temperature:g}", **look)
         axis.plot(here.exact_share, here.gap_near_miss, color=plotting.CONTROL, linestyle="--", linewidth=0.8)
-    axis.set(xscale="log", xlabel="share p of wrong pairs", ylabel="gap of least loss", ylim=(0, 2))
-    axis.legend(loc="lower right")
+    axis.plot([], [], "k-", label="predicted")
+    axis.set(xscale="log", xlabel="share p of wrong pairs", ylabel="gap of least loss", ylim=(-0.8, 2))
+    axis.set_yticks(np.arange(0, 2.1, 0.5))
+    axis.legend(loc="lower right", fontsize=plotting.SMALL)
     angles = np.degrees(data.angle.values)
     flow_gap = data.flow_gap.transpose("flow_seed", "angle").values
     plotting.points(axes["flow"], angles[:-1], flow_gap[:, :-1], **plotting.series(0))
@@ -381,7 +384,7 @@ def draw(data):
             _near_miss(axis, place, data.linear_gap.isel(stage=-1).transpose("seed", ...).values)
         axis.set(xlabel=label, ylabel="gap after training", ylim=(0, 1.6), xlim=(-0.3, len(at) - 0.7))
         axis.set_xticks(place, [f"{v:g}" for v in at])
-    axes["schedule"].legend(*axes["share"].get_legend_handles_labels(), loc="upper right")
+    plotting.legend_above(figure, axes["share"], ncols=3)
     return plotting.lettered(figure)
 
 

@@ -29,12 +29,12 @@ CLAIM = sim.Claim(
     | {"fall": "holds if"},
 )
 CAPTION = (
-    "Scale ε of the clusters in units of √τ; nothing fitted. (a) Fall of the gap in phase 1 against its distance; "
-    "lines: law of tight clusters (dashed: correlation ½); markers: flows at three scales, which fall short near r = 1; "
-    "dotted grey: G₀² + τ and G₀² − τ exchanged (for correlation 0 that is the law). (b) Share by which the gap falls short; "
-    "lines: predicted, constant included; points: measured; grey: without the rise that sets in before the minimum. "
-    "(c) Rise in phase 2 at several scales, which coincide; black: r⁻² through the last point; grey: r⁻¹. Bars, mostly "
-    "smaller than the marker: ± 4 standard errors over 16 seeds; in (c) over four seeds."
+    "Scale ε of the clusters in units of √τ; nothing fitted. (a) Fall of the gap in phase 1 against its distance: "
+    "law of tight clusters (lines), and flows at three scales, which fall short near r = 1; grey: G₀² + τ and G₀² − "
+    "τ exchanged (for correlation 0 that is the law). (b) Share by which the gap falls short, predicted with its "
+    "constant; grey: without the rise that sets in before the minimum. (c) Rise in phase 2 at several scales, which "
+    "coincide; lines through the last point. Bars, mostly smaller than the marker: ± 4 standard errors over 16 "
+    "seeds; in (c) over four seeds."
 )
 LOOSE = 3.0  # r from which the law less its shortfall is good to 4 %
 TIGHT, TIGHTEST = 1.001e-3, 1e-4  # largest ε of rows about a limit; one ε
@@ -282,7 +282,7 @@ def draw(data):
         law, exchanged = (fine * ((1 + correlation) / (fine - s) + (1 - correlation) / (fine + s)) for s in (1, -1))
         left.plot(fine, law, style, color=color, label=f"correlation {correlation:g}")
         if correlation:  # without correlation the near miss is the law itself
-            left.plot(fine, exchanged, color=plotting.CONTROL, linestyle=":")
+            left.plot(fine, exchanged, color=plotting.CONTROL, linestyle=":", label="near miss")
         for at, marker in markers.items():
             fall = -data.fall.sel(correlation=correlation, scale=at) * data.ratio / at**2
             look = dict(fmt=marker, color=color, fillstyle="none", markersize=4)
@@ -295,27 +295,32 @@ def draw(data):
     left.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
     left.set_xticks([1, 2, 5, 10, 30], ["1", "2", "5", "10", "30"])
     left.minorticks_off()
+    left.set_title("fall in phase 1")
     left.legend(handles, labels, loc="upper right")
 
     for i, ratio in enumerate(r for r in data.ratio.values if r < LOOSE):
         here = data.sel(ratio=ratio).isel(correlation=-1)
         measured = 1 - here.fall / here.law
-        middle.plot(data.scale, _mean(here.shortfall), color=plotting.COLORS[i])
+        middle.plot(data.scale, _mean(here.shortfall), color=plotting.COLORS[3 + i])
         middle.plot(data.scale, _mean(here.shortfall_without_rise), color=plotting.CONTROL, linestyle=":")
-        look = dict(linestyle="none", fillstyle="none", label=f"r = {ratio:g}") | plotting.series(i)
+        look = dict(linestyle="none", fillstyle="none", label=f"r = {ratio:g}") | plotting.series(3 + i)
         middle.errorbar(data.scale, _mean(measured), 4 * _standard_error(measured), **look)
-    middle.set(xscale="log", yscale="log", xlabel="scale of the clusters ε", ylabel="shortfall of the law")
+    middle.set(xscale="log", yscale="log", xlabel="scale of the clusters ε", ylabel="share that the law falls short")
+    middle.plot([], [], "k-", label="predicted")
+    middle.plot([], [], ":", color=plotting.CONTROL, label="without the rise")
+    middle.set(title=f"correlation {data.correlation.values[-1]:g}", ylim=(1e-5, None))
     middle.legend(loc="lower right")
 
     ratio, exponent = data.rise_ratio.values, phase_one.predicted_rise_exponents().ratio
     for i, scale in enumerate(data.rise_scale.values):
         rise = data.rise.sel(rise_scale=scale)
         look = dict(linestyle="none", fillstyle="none", label=f"ε = {scale:g}")
-        look |= plotting.series(i, markersize=7 - 2 * i)  # one within the other
+        look |= plotting.series(i, color="black", markersize=7 - 2 * i)  # one within the other
         right.errorbar(ratio, _mean(rise, "rise_seed"), 4 * _standard_error(rise, "rise_seed"), **look)
     last = float(data.rise.isel(rise_ratio=-1, rise_scale=0).mean())
-    right.plot(ratio, last * (ratio / ratio[-1]) ** exponent, color="black", linewidth=0.8)
-    right.plot(ratio, last * (ratio / ratio[-1]) ** (exponent / 2), color=plotting.CONTROL, linestyle=":")
-    right.set(xscale="log", yscale="log", xlabel="r = G$_0^2$/τ", ylabel="rise of G in phase 2, relative")
+    right.plot(ratio, last * (ratio / ratio[-1]) ** exponent, "k-", linewidth=0.8, label="slope −2")
+    right.plot(ratio, last * (ratio / ratio[-1]) ** (exponent / 2), ":", color=plotting.CONTROL, label="slope −1")
+    right.set(xscale="log", yscale="log", xlabel="r = G$_0^2$/τ", ylabel="relative rise of G", title="rise in phase 2")
+    right.set_ylim(None, 1.0)
     right.legend(loc="upper right")
     return plotting.lettered(figure)

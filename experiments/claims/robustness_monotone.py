@@ -32,10 +32,10 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 predictions and decisions"
 CAPTION = (
-    "(a–c) Robustness against closing, mean over 8 trained towers; the gap is that of half of the held-out queries, the others "
-    "are asked. Lines: exact K-class probability, nothing fitted; points: measured, ± 4 standard errors over draws (mostly "
-    "smaller than the marker). Grey: the noise counted twice (2σ²), and noise on the queries, which closing cannot change. "
-    "(d–f) Accuracy without noise (it does not move) and under noise."
+    "(a–c) Robustness against closing, mean over 8 trained towers; the gap is that of half of the held-out queries, "
+    "the others are asked. Exact: the K-class probability, nothing fitted; points: measured, ± 4 standard errors "
+    "over draws (mostly smaller than the marker). Grey: the noise counted twice, and noise on the queries, which "
+    "closing cannot change. (d–f) Accuracy without noise (it does not move) and under noise."
 )
 SHIFT = 0.1  # the near miss: the exact curve mirrored at α = 0.9 in place of 1, R(1.8 − α) = R(α + 0.1) by symmetry
 
@@ -229,9 +229,14 @@ def draw(data):
 
     columns = data.sizes["gallery"]
     figure, axes = plt.subplots(
-        2, columns, figsize=(plotting.TWO_COLUMNS, 4.2), sharex=True, sharey="row", squeeze=False, layout="constrained",
+        *(2, columns),
+        figsize=(plotting.TWO_COLUMNS, 4.2),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
         gridspec_kw=dict(height_ratios=(2, 1)),
-    )  # fmt: skip
+    )
     for i, name in enumerate(data.gallery.values):
         top, bottom = axes[0][i], axes[1][i]
         for j, sigma in enumerate(data.sigma.values):
@@ -244,10 +249,11 @@ def draw(data):
         near_miss = f"2σ² at σ = {data.attrs['control_sigma']:g}"
         top.plot(data.alpha, here.two_sigma_squared, color=grey, linestyle="--", linewidth=0.8, label=near_miss)
         top.plot(data.alpha, here.query_noise, color=grey, linestyle=":", linewidth=0.8, label="noise on queries")
-        bottom.plot(data.alpha, here.clean_accuracy, color="black", label="no noise")
+        bottom.plot(data.alpha, here.clean_accuracy, "k-.", label="no noise (d–f)")
+        top.plot([], [], "k-", label="exact (a–c)")
         top.set(title=str(name), ylim=(0, 1.04))
         bottom.set(title=str(name), xlabel="closing α", ylim=(0, 1.04))
     axes[0][0].set_ylabel("robustness")
     axes[1][0].set_ylabel("accuracy")
-    plotting.legend_above(figure, top, bottom, ncols=6, columnspacing=1.5)
+    plotting.legend_above(figure, top, bottom, ncols=7, columnspacing=1.0, handlelength=1.5)
     return plotting.lettered(figure)

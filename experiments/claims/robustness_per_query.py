@@ -34,12 +34,12 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 draws, float64 predictions"
 CAPTION = (
-    "(a) The density ratio f⁺/f falls with the noncentrality λ (lines: sum over the zeros of the Bessel function of order "
-    "ν = d/2 − 1; points: SciPy's densities; dashed grey: of order d/2). (b) Largest rise of a win probability when one "
-    "h ≥ 0 is added to all λ, over random galleries: the nearest row never rises above rounding. (c) Robustness of single "
-    "queries (blue, red, green, pink) at different depths of the gap: exact (lines), measured (points), and their own best "
-    "α (dotted). (d) Average over 90 queries of the other modality and 10 of the gallery's own, built so that it falls most; "
-    "grey: all moved to the mean depth. No clean decision changes. Bars: ± 4 standard errors over 40,000 draws."
+    "(a) The density ratio f⁺/f falls with the noncentrality λ: predicted by a sum over the zeros of the Bessel "
+    "function of order d/2 − 1 (grey: of order d/2); points: SciPy's densities. (b) Largest rise of a win "
+    "probability when one h ≥ 0 is added to all λ, over random galleries: the nearest row never rises above "
+    "rounding. (c) Robustness of single queries at different depths of the gap; points: measured. (d) Average over "
+    "90 queries of the other modality and 10 of the gallery's own, built so that it falls most; grey: all moved to "
+    "the mean depth. No clean decision changes. Bars: ± 4 standard errors over 40,000 draws."
 )
 DIMENSIONS = (1, 2, 3, 8, 33, 64)
 SIZES = (2, 3, 4, 6, 10)
@@ -366,23 +366,25 @@ def draw(data):
 
     figure, axes = plt.subplots(2, 2, figsize=(plotting.TWO_COLUMNS, 4.6), layout="constrained")
     (ratio, search), (single, average) = axes
-    grey, blue = plotting.CONTROL, plotting.COLORS[0]
+    grey = plotting.CONTROL
     middle = data.sizes["s"] // 2
     for i, d in enumerate((1, 3, 8, 64)):
         here = data.sel(dimension=d).isel(s=middle)
         s = float(here.squared_distance)
-        ratio.plot(data.noncentrality, here.predicted_density_ratio / s, color=plotting.COLORS[i])
-        look = dict(linestyle="none", label=f"d = {d}") | plotting.series(i)
+        ratio.plot(
+            data.noncentrality, here.predicted_density_ratio / s, "k-", linewidth=0.8, label=None if i else "predicted"
+        )
+        look = plotting.series(i, color="black", linestyle="none", label=f"d = {d}")
         ratio.plot(data.noncentrality, here.density_ratio / s, **look)
-        label = "ν = d/2" if d == 1 else None
+        label = "order d/2" if d == 1 else None
         ratio.plot(data.noncentrality, here.wrong_density_ratio / s, "--", color=grey, linewidth=0.8, label=label)
     ratio.set(xscale="log", yscale="log", xlabel="noncentrality λ", ylabel="f⁺/(s f)", ylim=(1.5e-3, 1.5))
     ratio.set_title("density ratio")
-    ratio.legend(ncols=3, loc="lower left")
-    for rank, (color, marker) in zip(RANKS, ((blue, "o"), (grey, "^")), strict=True):
+    ratio.legend(ncols=3, loc="lower left", columnspacing=1.0)
+    for rank, (color, marker) in zip(RANKS, (("black", "o"), (grey, "^")), strict=True):
         values = np.maximum(data.rise.sel(rank=rank).max("num_rows"), 1e-17)
         search.plot(data.octave * 2**0.5, values, marker, color=color, markersize=4, label=f"{rank} row")
-    search.axhline(1e-10, color=blue, linestyle=":", linewidth=0.8, label="tolerance")
+    search.axhline(1e-10, color="black", linestyle=":", linewidth=0.8, label="tolerance")
     search.set(xscale="log", yscale="log", ylim=(3e-18, 5), xlabel="dimensions d, by octaves")
     search.set(ylabel="largest rise of Pⱼ (floor 10⁻¹⁷)", title=f"search, {data.attrs['configurations']:,} galleries")
     search.legend(loc="center right", bbox_to_anchor=(1.0, 0.7))
@@ -392,11 +394,16 @@ def draw(data):
         here = data.isel(query=query)
         error = np.sqrt(here.query_measured * (1 - here.query_measured) / data.attrs["query_draws"])
         single.plot(data.query_alpha, here.query_exact, color=color)
-        single.errorbar(data.query_alpha, here.query_measured, 4 * error, color=color, fmt=plotting.MARKERS[i])
-        single.axvline(float(here.alpha_star), color=color, linestyle=":", linewidth=0.8)
+        look = plotting.series(i, linestyle="none", label=f"query {i + 1}")
+        single.errorbar(data.query_alpha, here.query_measured, 4 * error, **look)
+        single.axvline(float(here.alpha_star), 0.27, color=color, linestyle=":", linewidth=0.8)
+    for style, label in (("-", "exact"), (":", "own best α")):
+        single.plot([], [], style, color="black", linewidth=0.8, label=label)
     single.set(xlabel="closing α", ylabel="robustness of one query", title="single queries")
-    average.plot(data.alpha, data.predicted_average, color=blue, label="exact, mixed queries")
-    average.errorbar(data.alpha, data.average, 4 * data.average_error, color=blue, fmt="o", label="measured")
+    single.set_ylim(0.3, None)
+    single.legend(ncols=3, loc="lower left")
+    average.plot(data.alpha, data.predicted_average, color="black", label="exact, mixed queries")
+    average.errorbar(data.alpha, data.average, 4 * data.average_error, color="black", fmt="o", label="measured")
     average.plot(data.alpha, data.aligned_average, "--", color=grey, linewidth=0.8, label="all at the mean depth")
     average.set(xlabel="closing α", ylabel="average robustness", title="average over queries")
     bottom, upper = average.get_ylim()

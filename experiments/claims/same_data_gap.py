@@ -34,11 +34,12 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training"
 CAPTION = (
-    "Two towers on the same observations. (a) The gap along training at the smallest batch and the largest dimension, "
-    "without cones at a small and a large temperature, from two cones, and from one for both (grey). (b, c) The gap at the end without "
-    "cones at the small temperature, against the batch size at equal numbers of steps (solid) and of pairs seen (dotted), "
-    "and against the dimension. Grey, dashed: near misses, the gap after 64 and after 4 steps. Bars and bands: ± 2 standard errors "
-    "over 16 seeds. The gap is that of the population: the sampling error of the held-out pairs is taken off."
+    "Two towers on the same observations. (a) The gap along training at the smallest batch and the largest "
+    "dimension, without cones at a small and a large temperature, from two cones, and from one for both (grey). (b, "
+    "c) The gap at the end without cones at the small temperature, against the batch size at equal numbers of steps "
+    "and of pairs seen, and against the dimension; grey: near misses, the gap after fewer steps. Bars and bands: ± "
+    "2 standard errors over 16 seeds. The gap is that of the population: the sampling error of the held-out pairs "
+    "is taken off."
 )
 # A mean of the raw outputs of a hundredth of their spread is no cone, and both means point the same way.
 SETTINGS = ("no cone, small τ", "no cone, large τ", "two cones, small τ", "one cone, small τ")
@@ -231,23 +232,33 @@ def draw(data):
     end, equal = data.gap.isel(step=-1), at_equal_pairs(data.gap)
     for i, dim in enumerate(dims):
         curve, look = end.sel(embed_dim=dim).transpose("seed", "batch_size").values, plotting.series(5 - i)
-        plotting.points(axes[1], batches, curve, f"d = {dim}", **look)
+        plotting.points(axes[1], batches, curve, **look)
         axes[1].plot(batches, equal.sel(embed_dim=dim).mean("seed"), ":", color=look["color"], linewidth=1)
+        axes[1].plot([], [], label=f"d = {dim}", **look | dict(linestyle="none"))
         if i == len(dims) - 1:
             early = data.gap.isel(step=EARLY).sel(embed_dim=dim).mean("seed")
-            axes[1].plot(batches, early, "--", color=plotting.CONTROL, linewidth=0.8)
+            label = f"after {int(data.step[EARLY])} steps"
+            axes[1].plot(batches, early, "--", color=plotting.CONTROL, linewidth=0.8, label=label)
+    for style, label in (("-", "equal steps"), (":", "equal pairs")):
+        axes[1].plot([], [], style, color="black", label=label)
     for i, batch in enumerate(batches):
         curve = end.sel(batch_size=batch).transpose("seed", "embed_dim").values
-        plotting.points(axes[2], dims, curve, f"batch {batch}", **plotting.series(i))
+        plotting.points(axes[2], dims, curve, f"batch {batch}", **plotting.series(i, color="black"))
         if i == 0:
             begun = data.gap.isel(step=BEGUN).sel(batch_size=batch).mean("seed")
-            axes[2].plot(dims, begun, "--", color=plotting.CONTROL, linewidth=0.8)
-    highest = 1.5 * float(end.mean("seed").max())
+            label = f"after {int(data.step[BEGUN])} steps"
+            axes[2].plot(dims, begun, "--", color=plotting.CONTROL, linewidth=0.8, label=label)
+    highest = 1.8 * float(end.mean("seed").max())
     ends = dict(ylabel="gap norm G at the end", ylim=(0, highest), title="no cone, small τ")
     axes[1].set(xlabel="batch size", **ends)
     axes[2].set(xlabel="dimension d", **ends)
     for axis, ticks in ((axes[1], batches), (axes[2], dims)):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
-        axis.legend(loc="upper right" if axis is axes[1] else "upper left")
+        axis.legend(
+            loc="upper right" if axis is axes[1] else "upper left",
+            ncols=2 if axis is axes[1] else 1,
+            columnspacing=0.8,
+            handlelength=1.5,
+        )
     return plotting.lettered(figure)

@@ -36,11 +36,11 @@ CLAIM = sim.Claim(
 )
 PRECISION = "float32 training, float64 losses, margins and separators"
 CAPTION = (
-    "(a) Least sigmoid loss over temperature and bias against the margin of the rows (smaller losses at 10⁻⁵; rows between "
-    "a constellation and random rows); dashed: ln 2/n, below which only constellations lie; grey: rows that satisfy the near "
-    "miss, every positive above the negatives of its own row, without being one. (b) Margin of trained free rows, 32 seeds "
-    "each (points), within the interval that loss and scale predict (vertical lines). (c) Gap of the trained runs, by "
-    "whether the bias is trained or 0; filled: a direction separates the modalities."
+    "(a) Least sigmoid loss over temperature and bias against the margin of the rows (smaller losses at 10⁻⁵; rows "
+    "between a constellation and random rows); below ln 2/n lie only constellations; grey: rows that satisfy the "
+    "near miss, every positive above the negatives of its own row, without being one. (b) Margin of trained free "
+    "rows, 32 seeds each, within the interval that loss and scale predict. (c) Gap of the trained runs, by whether "
+    "the bias is trained or 0, and whether a direction separates the modalities."
 )
 FLOOR = 1e-5  # where the figure puts smaller losses
 BIASES = ("trained bias", "bias 0")
@@ -290,13 +290,19 @@ def draw(data):
         (missed, dict(color=plotting.CONTROL, marker="x"), "m ≤ 0, near miss"),
     ):
         axis.plot(margin[chosen], loss[chosen], linestyle="none", label=label, **look)
-    axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.axvline(0, color="black", linewidth=0.5)
-    axis.set(xlabel="margin m", ylabel="least loss (nats)", yscale="log", ylim=(FLOOR / 2, 10))
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+    axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8, label="ln 2/n")
+    axis.axvline(0, color="black", linestyle=":", linewidth=0.8, label="m = 0")
+    axis.set(
+        xlabel="margin m",
+        ylabel="least loss (nats)",
+        yscale="log",
+        ylim=(FLOOR / 100, 10),
+        yticks=10.0 ** np.arange(-5, 2),
+    )
+    axis.legend(loc="lower left")
     zero = data.where(data.loss < threshold)
     for i, name in enumerate(BIASES):
-        here, color, look = zero.sel(bias=name), plotting.COLORS[i], plotting.series(i, linestyle="none")
+        here, color, look = zero.sel(bias=name), plotting.COLORS[2 + i], plotting.series(2 + i, linestyle="none")
         here = here.isel(seed=np.flatnonzero(np.isfinite(here.loss.values))).sortby("margin")
         lower, upper = predicted_margin_bounds(here.loss.values, here.scale.values, n)
         place = np.arange(here.sizes["seed"]) + (0 if name == BIASES[0] else data.sizes["seed"] + 2)
@@ -305,13 +311,16 @@ def draw(data):
         separable = here.separable.values == 1
         height = np.full(here.sizes["seed"], float(BIASES.index(name)))
         height = height + np.linspace(-0.25, 0.25, len(height))
-        axes[2].plot(here.gap.values[separable], height[separable], **look)
-        axes[2].plot(here.gap.values[~separable], height[~separable], markerfacecolor="none", **look)
-    axes[1].set(xlabel="run (sorted)", ylabel="margin m(b)", ylim=(0, None), xticks=[])
+        for chosen, words, fill in ((separable, "separable", "full"), (~separable, "not separable", "none")):
+            style = look | dict(fillstyle=fill, markersize=5, markeredgewidth=0.6, label=f"{name}, {words}")
+            if chosen.any():
+                axes[2].plot(here.gap.values[chosen], height[chosen], **style)
+    axes[1].plot([], [], "k-", alpha=0.4, linewidth=2, label="predicted interval")
+    axes[1].set(
+        xlabel="run (sorted)", ylabel="margin m(b)", ylim=(-0.12, None), yticks=np.arange(0, 0.45, 0.1), xticks=[]
+    )
     axes[1].legend(loc="lower left")
-    for face, label in ((None, "separable"), ("none", "not separable")):
-        axes[2].plot([], [], "o", color=plotting.CONTROL, markerfacecolor=face, label=label)
-    axes[2].legend(loc="center")
+    axes[2].legend(loc="upper right")
     axes[2].set(xlabel="gap norm G", ylabel="bias", yticks=[0, 1], yticklabels=("trained", "0"))
-    axes[2].set(ylim=(-0.6, 1.6), xlim=(-0.1, 2))
+    axes[2].set(ylim=(-0.6, 3), xlim=(-0.1, 2))
     return plotting.lettered(figure)

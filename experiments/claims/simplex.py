@@ -35,12 +35,12 @@ CLAIM = sim.Claim(
     | {"no gap": "holds if", "parallel gap": "holds if"},
 )
 CAPTION = (
-    "(a) Smallest loss found from random starts (points) and predicted (lines), without a gap and with parallel gaps "
-    "(n = 8); dashed grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
-    "wrong pairs, at τ = 0.1: measured (filled: parallel modalities; crosses: free rows, pulled apart) and predicted; the gap "
-    "is free up to the dotted lines; dashed grey: G²/2 for G²/4. (c) Gap at the optimum of free rows from starts with a gap, "
-    "against 1/τ: none for p = 0 and at high temperature; below the predicted temperature (line: the widest free gap) any "
-    "value up to the line (the points of one 1/τ stand side by side)."
+    "(a) Smallest loss found from random starts (points) and predicted, without a gap and with parallel gaps (n = "
+    "8); grey: an orthonormal frame in place of a simplex. (b) Its rise with a gap that is held, for a share p of "
+    "wrong pairs, at τ = 0.1: measured on parallel modalities and on free rows, pulled apart, and predicted; grey: "
+    "a near miss. (c) Gap at the optimum of free rows from starts with a gap, against 1/τ: none for p = 0 and at "
+    "high temperature; below the predicted temperature any value up to the widest free gap (the points of one 1/τ "
+    "stand side by side)."
 )
 MAX_STEPS, RESTARTS = 2000, 4  # of L-BFGS; some tens of steps are enough
 STATIONARY = 5e-5  # relative gradient of unit rows; the loss is off by its square
@@ -363,14 +363,16 @@ def draw(data):
     inverse = np.geomspace(1, 10, 60)
     for i, gap in enumerate((0.0, 1.0)):
         line = [landscapes.smallest_loss(n, 1 / s, gap_norm=gap) for s in inverse]
-        left.plot(inverse, line, color=colors[i], linewidth=0.9)
+        left.plot(inverse, line, color=colors[3 + i], linewidth=0.9)
         chosen = (data.case_n == n) & (data.case_gap == gap) & (data.case_extra >= 0)
-        look = dict(linestyle="none", label=f"G = {gap:g}") | plotting.series(i)
+        look = dict(linestyle="none", label=f"G = {gap:g}") | plotting.series(3 + i)
         left.plot(1 / data.case_temperature[chosen], data.smallest[chosen], **look)
         left.plot(inverse, np.log1p((n - 1) * np.exp(-(1 - gap**2 / 4) * inverse)), "--", color=grey, linewidth=0.8)
     few = (data.case_n == n) & (data.case_gap == 0) & (data.case_extra < 0)
     left.plot(1 / data.case_temperature[few], data.smallest[few], "x", color="black", label="d = n − 2")
-    left.set(xscale="log", yscale="log", xlabel="1/τ", ylabel="smallest loss (nats)")
+    for style, color, label in (("-", "black", "predicted"), ("--", grey, "orthonormal frame")):
+        left.plot([], [], style, color=color, linewidth=0.9, label=label)
+    left.set(xscale="log", yscale="log", ylim=(5e-6, None), xlabel="1/τ", ylabel="smallest loss (nats)")
     left.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
     left.legend(loc="lower left")
 
@@ -382,11 +384,26 @@ def draw(data):
         look = dict(linestyle="none", label=f"p = {share:g}") | plotting.series(i)
         middle.plot(data.gap, here.parallel, **look)
         middle.plot(here.pulled_gap, here.pulled, "x", color=color, markersize=4)
-        middle.axvline(landscapes.free_gap_norm(n, temperature, wrong_share=share), color=color, linestyle=":")
+        middle.axvline(
+            landscapes.free_gap_norm(n, temperature, wrong_share=share), ymax=0.65, color=color, linestyle=":"
+        )
         half = [landscapes.smallest_loss(n, temperature, gap_norm=min(g * 2**0.5, 2), wrong_share=share) for g in fine]
         middle.plot(fine, half, "--", color=grey, linewidth=0.8, zorder=0)
-    middle.set(yscale="log", xlabel="gap norm G held", ylabel="smallest loss (nats)", ylim=(3e-5, 60))
-    middle.legend(loc="upper center")
+    for style, color, label in (
+        ("-", "black", "predicted"),
+        (":", "black", "widest free gap"),
+        ("--", grey, "G²/2 for G²/4"),
+    ):
+        middle.plot([], [], style, color=color, linewidth=0.9, label=label)
+    middle.plot([], [], "kx", markersize=4, label="pulled apart")
+    middle.set(
+        yscale="log",
+        xlabel="gap norm G held",
+        ylabel="smallest loss (nats)",
+        ylim=(3e-5, 3e3),
+        yticks=10.0 ** np.arange(-4, 1),
+    )
+    middle.legend(loc="upper center", ncols=2, columnspacing=0.6, handlelength=1.5, fontsize=plotting.SMALL)
 
     fine = np.linspace(1, 10.5, 300)
     for i, share in enumerate(data.wrong_share.values):
@@ -396,6 +413,7 @@ def draw(data):
         at = here.inverse_temperature.values[:, None] * np.ones((1, data.sizes["start"]))
         look = dict(linestyle="none", label=f"p = {share:g}", fillstyle="none") | plotting.series(i)
         right.plot(at.ravel() + 0.1 * i, here.free_gap.values.ravel(), **look)  # side by side
-    right.set(xlabel="1/τ", ylabel="gap norm at the optimum")
+    right.plot([], [], "k-", linewidth=0.9, label="widest free gap")
+    right.set(xlabel="1/τ", ylabel="gap norm at the optimum", ylim=(None, 2.4))
     right.legend(loc="upper left")
     return plotting.lettered(figure)

@@ -35,12 +35,12 @@ CLAIM = sim.Claim(
     },
 )
 CAPTION = (
-    "Stationary points of the loss plus a ridge across the gap, float64, random soft pairings with uneven marginals, "
-    "nothing fitted. (a) Coordinates along the gap against the potentials of an independent Sinkhorn iteration (black: "
-    "equal); grey: the near miss G/τ in place of 2G/τ. (b) Relative errors against G, of the residuals to first and second "
-    "order and of the two couplings; lines: slopes −2 and −4; grey: second order without the change of lever arm. "
-    "(c) Standard deviation along the gap; line: τ std(ψ)/2G; grey: a coordinate across the gap. Points: geometric means; "
-    "bars: from the lowest to the highest of 16 seeds."
+    "Stationary points of the loss plus a ridge across the gap, float64, random soft pairings with uneven "
+    "marginals, nothing fitted. (a) Coordinates along the gap against the potentials of an independent Sinkhorn "
+    "iteration; grey: the near miss G/τ in place of 2G/τ. (b) Relative errors against G, of the residuals to first "
+    "and second order and of the two couplings; grey: second order without the change of lever arm. (c) Standard "
+    "deviation along the gap; grey: a coordinate across the gap. Points: geometric means; bars: from the lowest to "
+    "the highest of 16 seeds."
 )
 SHOWN, ACROSS = 4.0, 1.0  # G at which potentials are compared, and where τ/G² is not small
 ASYMPTOTIC = 4.0  # slopes are fitted from this G on
@@ -258,7 +258,7 @@ def draw(data):
         flat = [points[name].values.ravel() for name in ("first", "measured")]
         left.plot(*flat, color=color, linestyle="none", label=label, **look)
     ends = np.array(left.get_xlim())
-    left.plot(ends, ends, color="black", linewidth=0.6, zorder=0)
+    left.plot(ends, ends, color="black", linewidth=0.6, zorder=0, label="equal")
     left.plot(ends, ends / 2, color=grey, linestyle="--", linewidth=0.8, zorder=0, label="G/τ for 2G/τ")
     left.set(xlabel="Sinkhorn potential", ylabel=f"±2G × residual / τ, G = {SHOWN:g}")
     left.legend(loc="upper left")
@@ -270,23 +270,24 @@ def draw(data):
         return float(mean.sel(gap=ASYMPTOTIC))
 
     for values, order, label, marker, color in (
-        (relative_errors(data, "first"), -2, "first order", "o", plotting.COLORS[0]),
-        (data.coupling_error.max("softmax"), -2, "couplings", "s", plotting.COLORS[1]),
-        (relative_errors(data, "second"), -4, "second order", "^", plotting.COLORS[2]),
+        (relative_errors(data, "first"), -2, "first order", "^", plotting.COLORS[2]),
+        (data.coupling_error.max("softmax"), -2, "couplings", "v", plotting.COLORS[3]),
+        (relative_errors(data, "second"), -4, "second order", "D", plotting.COLORS[4]),
     ):
         anchor = against_gap(middle, values, color, marker, label)
         middle.plot(gaps, anchor * (gaps / ASYMPTOTIC) ** order, color=color, linewidth=0.8)
     without = np.exp(np.log(relative_errors(data, "without_lever")).mean("seed"))
     middle.plot(gaps, without, color=grey, linestyle="--", linewidth=1.5, label="no change of lever")
+    middle.plot([], [], "k-", linewidth=0.8, label="slopes −2, −4")
     spread = data.sel(modality="queries")
     against_gap(right, spread.measured.std("row"), plotting.COLORS[0], "o", "along the gap")
     predicted = np.exp(np.log(spread["first"].std("row")).mean("seed"))
-    right.plot(gaps, predicted, color=plotting.COLORS[0], linewidth=0.8)
+    right.plot(gaps, predicted, color=plotting.COLORS[0], linewidth=0.8, label="τ std(ψ)/2G")
     against_gap(right, data.across, grey, "x", "across the gap")
     for axis, label in ((middle, "relative error"), (right, "standard deviation of the queries")):
         axis.set(xscale="log", yscale="log", xlabel="gap G", ylabel=label)
         axis.set_xticks(gaps, [f"{gap:g}" for gap in gaps])
         axis.minorticks_off()
         axis.legend(loc="lower left")
-    middle.set_ylim(bottom=1e-12)
+    middle.set_ylim(bottom=1e-13)
     return plotting.lettered(figure)

@@ -36,16 +36,14 @@ CLAIM = sim.Claim(
     | dict.fromkeys(("free flow", "mixing", "turn", "variance"), "holds if"),
 )
 CAPTION = (
-    "Tight clusters on towers at 60°, τ = 0.1, ten steps, one factor changed at a time from one hidden layer of 64 tanh units, "
-    "tightness 10⁷, learning rate 1. Filled: distance of the deviations from the nearest path of the free flow, over the way "
-    "gone; black bars: predicted from the Jacobians of the start. Open: error of that prediction over the predicted change; "
-    "crosses: the same after one step. (a) Width; black: predicted exponents −2 and −3/2; diamonds: ReLU, error after ten "
-    "steps. (b) Hidden layers of 64; 0 are linear towers. (c) Length of the mean output over the deviations from it, 1/ε: "
-    "MLP towers, and, dotted, linear towers (open; black: slope −1; grey: kernels exchanged) and free embeddings (filled). "
-    "(d) Learning rate, in units of that at which ten steps like the first change the deviations by their size; black: "
-    "slope 1. (e) The part of the kernel that mixes outputs; black: predicted slopes; grey: −1. (f) Variance along a gap of "
-    "90° over its start in longer training at tightness 1000; solid Adam, dashed SGD; grey: as at the start. Geometric "
-    "means, bars and bands ± 2 standard errors over 24 seeds; in (e) over 192, in (f) over 8 seeds."
+    "Tight clusters on towers at 60°, τ = 0.1, ten steps, one factor changed at a time from one hidden layer of 64 "
+    "tanh units, tightness 10⁷, learning rate 1. Distance: of the deviations from the nearest path of the free "
+    "flow, over the way gone, also predicted from the Jacobians of the start; error: of that prediction, over the "
+    "predicted change. (a) Width. (b) Hidden layers of 64; 0 are linear towers. (c) Length of the mean output over "
+    "the deviations from it: for linear towers and free embeddings it decides. (d) Learning rate, in units of that "
+    "at which ten steps like the first change the deviations by their size. (e) The part of the kernel that mixes "
+    "outputs. (f) Variance along a gap of 90° over its start in longer training at tightness 1000. Geometric means, "
+    "bars and bands ± 2 standard errors over 24 seeds; in (e) over 192, in (f) over 8 seeds. Grey: controls."
 )
 DATA, EMBED = sim.LatentPairs(latent_dim=4, dim_x=8, dim_y=10, noise=0.3), 6
 ANGLE, TEMPERATURE = np.pi / 3, 0.1
@@ -325,14 +323,16 @@ def draw(data):
             here, color = by_factor(data, factor, str(optimizer)), plotting.COLORS[k]
             shift = {"depth": 0.09 * (2 * k - 1)}.get(factor, 0.0)
             at = here.level.values + shift if factor == "depth" else here.level.values * (0.95, 1.05)[k]
-            _points(axis, at, here.orbit, f"{optimizer}: free flow", fmt="os"[k], color=color)
+            _points(axis, at, here.orbit, f"{optimizer}: distance from the free flow", fmt="os"[k], color=color)
             look = dict(fmt="os"[k], color=color, markerfacecolor="white")
-            _points(axis, at, here.error, f"{optimizer}: kernel of the start", **look)
+            _points(axis, at, here.error, f"{optimizer}: error of the kernel's prediction", **look)
             predicted = np.exp(np.log(here.orbit_predicted).mean("factor_seed"))
-            axis.plot(at, predicted, "_", color="black", markersize=7, zorder=3, label="predicted" if k else None)
+            axis.plot(
+                at, predicted, "_", color="black", markersize=7, zorder=3, label="predicted distance" if k else None
+            )
             if factor in ("width", "rate"):
                 look = dict(fmt="x+"[k], color=color, markersize=4)
-                _points(axis, at, here.first_error, f"{optimizer}: kernel, one step", **look)
+                _points(axis, at, here.first_error, f"{optimizer}: error after one step", **look)
                 _guide(axis, at, here.first_error, theory.DRIFT_EXPONENTS[k] - 2 if factor == "width" else 1.0)
         axis.set(
             yscale="log",
@@ -344,13 +344,21 @@ def draw(data):
     for k, optimizer in enumerate(data.optimizer.values):
         here = by_factor(data, "ReLU", str(optimizer))
         _points(axes[0][0], here.level, here.error, fmt="D", color=plotting.COLORS[k], markersize=2.5)
-    axes[0][0].set(xticks=(100, 1000), xticklabels=("100", "1000"))
+    axes[0][0].set(ylim=(1e-7, None), xticks=(100, 1000), xticklabels=("100", "1000"))
     axes[0][0].xaxis.minorticks_off()
     axes[0][1].set(xticks=range(1 + int(by_factor(data, "depth", "SGD").level.max())))
     _draw_linear(axes[0][2], data)
     _draw_mixing(axes[1][1], data)
     _draw_histories(axes[1][2], data)
-    plotting.legend_above(figure, axes[0][0], ncols=4)
+    above = plotting.legend_entries(axes[0][0])
+    plotting.legend_above(figure, axes[0][0], ncols=3)
+    axes[0][0].plot([], [], "kD", markersize=2.5, label="ReLU: error")
+    axes[0][0].plot([], [], "k-", linewidth=0.6, label="predicted slopes −2, −3/2")
+    axes[1][0].plot([], [], "k-", linewidth=0.6, label="predicted slope 1")
+    axes[1][0].set_ylim(1e-6, None)
+    for axis in (axes[0][0], axes[0][2]):
+        plotting.legend_inside(axis, above=above, loc="lower left", fontsize=plotting.SMALL)
+    plotting.legend_inside(axes[1][0], above=above, loc="lower right", fontsize=plotting.SMALL)
     return plotting.lettered(figure)
 
 
@@ -370,33 +378,43 @@ def _guide(axis, at, values, exponent: float, color="black"):
 
 def _draw_linear(axis, data):
     linear, free = by_factor(data, "linear", "SGD"), by_factor(data, "free", "SGD")
-    look = dict(fmt="o:", color=plotting.COLORS[0], markersize=2.5)
-    _points(axis, linear.level, linear.error, markerfacecolor="white", **look)
-    _points(axis, free.level, free.orbit, **look)
+    look, blue, grey = dict(markersize=2.5, markerfacecolor="white"), plotting.COLORS[0], plotting.CONTROL
+    _points(axis, free.level, free.orbit, "free embeddings", fmt="P:", color=blue, markersize=3)
+    _points(axis, linear.level, linear.error, "linear towers", fmt="v:", color=blue, **look)
+    _points(axis, linear.level, linear.exchanged_error, "kernels exchanged", fmt="v:", color=grey, **look)
     _guide(axis, linear.level.values, linear.error, -1.0)
-    _points(axis, linear.level, linear.exchanged_error, fmt="o:", color=plotting.CONTROL, markersize=2.5)
+    axis.plot([], [], "k-", linewidth=0.6, label="predicted slope −1")
+    axis.set(xlabel="mean output / deviations, 1/ε", ylim=(1e-9, None))
 
 
 def _draw_mixing(axis, data):
     for k, depth in enumerate(data.depth.values):
         here = data.sel(depth=depth).rename(mixing_seed="factor_seed")
-        at, color = here.mixing_width.values.astype(float), plotting.COLORS[2 + k]
-        _points(axis, at, here.mixing, f"{depth} hidden", fmt="^v"[k], color=color)
+        at, look = (
+            here.mixing_width.values.astype(float),
+            dict(fmt="o^"[k], color="black", fillstyle=("full", "none")[k]),
+        )
+        _points(axis, at, here.mixing, f"{depth} hidden layer{'s' * (int(depth) > 1)}", **look)
         _guide(axis, at, here.mixing, -1.0, plotting.CONTROL)
         _guide(axis, at, here.mixing, theory.mixing_exponent(int(depth)))
-    axis.set(xscale="log", yscale="log", xlabel="width", ylabel="mixing of outputs")
+    axis.plot([], [], "k-", linewidth=0.6, label="predicted slopes")
+    axis.plot([], [], color=plotting.CONTROL, linewidth=0.6, label="slope −1")
+    axis.set(xscale="log", yscale="log", xlabel="width", ylabel="mixing of outputs", ylim=(3e-5, None))
     axis.set_title("kernel")
     axis.set(xticks=(100, 1000), xticklabels=("100", "1000"))
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower left", fontsize=plotting.SMALL)
 
 
 def _draw_histories(axis, data):
     for i, temperature in enumerate(data.temperature.values):
         for optimizer, style in (("Adam", "-"), ("SGD", "--")):
             here = data.along.sel(optimizer=optimizer, temperature=temperature).transpose("seed", "train_step")
-            label = f"τ = {temperature:g}" if style == "-" else None
             look = plotting.series(2 + i, linestyle=style, markevery=(2 * i, 8))
-            plotting.band(axis, data.train_step.values, np.log10(here.values), label=label, **look)
-    axis.axhline(0.0, color=plotting.CONTROL, linewidth=0.8)
+            plotting.band(axis, data.train_step.values, np.log10(here.values), **look)
+        axis.plot([], [], label=f"τ = {temperature:g}", **plotting.series(2 + i, linestyle="none"))
+    for optimizer, style in (("Adam", "k-"), ("SGD", "k--")):
+        axis.plot([], [], style, label=optimizer)
+    axis.axhline(0.0, color=plotting.CONTROL, linewidth=0.8, label="start")
     axis.set(xscale="log", xlabel="step", ylabel="log₁₀ (variance along gap / start)", title="longer training")
-    axis.legend(loc="upper left", handlelength=1)
+    axis.set(ylim=(-3, 13), yticks=range(-2, 7, 2))
+    axis.legend(loc="upper left", ncols=2, handlelength=1.5)

@@ -14,16 +14,16 @@ BLUE, RED, GREEN, _, _, SKY = plotting.COLORS
 COLOR_OF = dict(zip(RULES, ("black", BLUE, RED, plotting.CONTROL, GREEN, GREEN, GREEN, SKY), strict=True))
 FAINT = {"centred, r = 8": 0.6, "centred, r = 32": 0.3}
 CAPTION = (
-    "CLIP ViT-B/32 (unit rows) on MSCOCO, 500 images as queries, and VideoCLIP; noise of σ² = 0.0005 per coordinate on the "
-    "rows. (a) Each rule on four galleries, fitted on one half of the images and judged on the other, both ways (bars: ± 4 "
-    "standard errors over draws, at least 40, where measured; exact otherwise; optimal: at equal power of the stored rows); in "
-    "the other panels the images asked are those fitted. (b) Decisions changed against "
-    "robustness gained, K = 500. (c) Robustness against the shift along g', K = 100, by scoring and side, ± 4 standard errors "
-    "over 40 draws; black: inner products, queries towards their mean. (d) Closing, ± 4 standard errors over 20 random "
-    "subsets of the captions; dashed, open: α = 0, solid, filled: α = 1. (e) Answers kept after rounding against bytes per "
-    "row, K = 500: a scale per row in random bases (solid), a range per column (dashed), FAISS's quantisers. (f) VideoCLIP, "
-    "8 bins, ± 4 standard errors over 60 random subsets of ten texts: answers kept before and after closing; grey: with the "
-    "step as it was. The [min, max] range loses because one coordinate sets everybody's step."
+    "CLIP ViT-B/32 (unit rows) on MSCOCO, 500 images as queries, and VideoCLIP; noise of σ² = 0.0005 per coordinate "
+    "on the rows. (a) Each rule on four galleries, fitted on one half of the images and judged on the other, both "
+    "ways (bars: ± 4 standard errors over draws, at least 40, where measured; exact otherwise; optimal: at equal "
+    "power of the stored rows; grey: the scoring of the centred rules alone); in the other panels the images asked "
+    "are those fitted. (b) Decisions changed against robustness gained. (c) Robustness against the shift along g' "
+    "by scoring and side, and of the queries towards their mean, ± 4 standard errors over 40 draws. (d) Closing, ± "
+    "4 standard errors over 20 random subsets of the captions. (e) Answers kept after rounding against bytes per "
+    "row; a scale per row in random bases. (f) VideoCLIP, ± 4 standard errors over 60 random subsets of ten texts: "
+    "answers kept before and after closing; grey: with the step as it was. The [min, max] range loses because one "
+    "coordinate sets everybody's step."
 )
 
 
@@ -43,39 +43,39 @@ def draw(data):
     trade.legend(loc="upper right")
     _draw_sides(sides, data)
     for i, size in enumerate(data["size"].values):
-        curve, look = data.sel(size=size), plotting.series(i)
+        curve, marker = data.sel(size=size), plotting.MARKERS[i]
         closed, error = curve.base + curve.gain, np.hypot(curve.base_error, curve.gain_error)
-        sizes.errorbar(data.variance, curve.base, 4 * curve.base_error, fillstyle="none", linestyle="--", **look)
-        sizes.errorbar(data.variance, closed, 4 * error, label=f"K = {size}", **look)
-    sizes.set(
-        title="random captions, open and closed",
-        xscale="log",
-        xlabel="σ² per coordinate",
-        ylabel="robustness",
-        ylim=(0, 0.85),
-    )
+        sizes.errorbar(data.variance, curve.base, 4 * curve.base_error, color="black", fmt=f"{marker}--")
+        sizes.errorbar(data.variance, closed, 4 * error, color=BLUE, fmt=f"{marker}-")
+        sizes.plot([], [], f"k{marker}", label=f"K = {size}")
+    for style, color, label in (("--", "black", "as it is, α = 0"), ("-", BLUE, "complement, α = 1")):
+        sizes.plot([], [], style, color=color, label=label)
+    sizes.set(title="random captions", xscale="log", xlabel="σ² per coordinate", ylabel="robustness", ylim=(0, 0.95))
     sizes.legend(loc="upper right")
     order = np.argsort(data.bytes_per_row.values, kind="stable")
     for name in STORAGES:
         kept = data.rounded.sel(storage=name)[order]
-        storage.plot(data.bytes_per_row[order], kept, linewidth=0.8, label=name, **plotting.series(SERIES[name]))
+        look = plotting.series(SERIES[name], linewidth=0.8)
+        storage.plot(data.bytes_per_row[order], kept, **look)
+        storage.plot([], [], label=name, **look | dict(linestyle="none"))
     draw_library(storage, data, 512)
-    storage.set(title="low precision, K = 500", xlabel="bytes per row", ylabel="answers kept", ylim=(0.1, 1.03))
+    storage.set(title="low precision, K = 500", xlabel="bytes per row", ylabel="share of answers kept")
+    storage.set(ylim=(-0.15, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
     storage.set_xscale("log", base=2)
     places = [each for each in (16, 32, 64, 128, 256, 512, 1024) if each <= float(data.bytes_per_row.max())]
     storage.set_xticks(places, [str(each) for each in places])
-    storage.legend(loc="lower right")
+    storage.legend(loc="lower right", fontsize=plotting.SMALL)
     places = np.arange(data.sizes["range"])
-    for j, (words, color) in enumerate((("α = 0", "black"), ("α = 1", BLUE), ("α = 1, old step", plotting.CONTROL))):
+    for j, (words, color) in enumerate(
+        (("open", "black"), ("closed", BLUE), ("closed, the open step", plotting.CONTROL))
+    ):
         error = 4 * data.video_error[:, j]
         at = places + (j - 1) * 0.27
         video.bar(at, data.video[:, j], 0.27, color=color, alpha=0.7, label=words)
         video.errorbar(at, data.video[:, j], error, color="black", linestyle="none", linewidth=0.6)
     video.set_xticks(places, [str(name).replace("_", " ") for name in data.range.values])
-    video.set(
-        title="VideoCLIP, 8 bins, K = 10", xlabel="range", ylabel="answers kept", ylim=(0, 1.25),
-        yticks=[0, 0.25, 0.5, 0.75, 1],
-    )  # fmt: skip
+    video.set(title="VideoCLIP, 8 bins, K = 10", xlabel="range of the bins", ylabel="share of answers kept")
+    video.set(ylim=(0, 1.25), yticks=[0, 0.25, 0.5, 0.75, 1])
     video.legend(ncols=3, loc="upper center", columnspacing=0.8, handlelength=1.0)
     return plotting.lettered(figure)
 
@@ -83,18 +83,19 @@ def draw(data):
 def _draw_sides(axis, data):
     """Colour and marker: the scoring; linestyle: the side."""
     styles = dict(zip(SIDES, ("-", "--", ":"), strict=True))
-    for i, (scoring, words) in enumerate(zip(SCORINGS, ("distance", "inner product", "cosine"), strict=True)):
-        look = plotting.series(i, markersize=2, linewidth=0.9)
+    words, colors = ("distance, any side", "inner product", "cosine"), (BLUE, plotting.COLORS[4], plotting.COLORS[3])
+    for i, (scoring, label) in enumerate(zip(SCORINGS, words, strict=True)):
+        look = plotting.series(i, color=colors[i], markersize=2, linewidth=0.9)
         for side, style in styles.items():
             curve = data.sel(scoring=scoring, side=side)
             axis.errorbar(data.alpha, curve.by_side, 4 * curve.by_side_error, linestyle=style, **look)
-        axis.plot([], [], label=words, **look)
-    axis.errorbar(data.alpha, data.at_mean, 4 * data.at_mean_error, color="black", marker="x")
-    axis.plot([], [], color="black", marker="x", label="mean query")
+        axis.plot([], [], label=label, **look | dict(linestyle="none", markersize=3))
+    axis.errorbar(data.alpha, data.at_mean, 4 * data.at_mean_error, color=GREEN, marker="x")
+    axis.plot([], [], color=GREEN, marker="x", label="inner product, along\nthe mean query")
     for side, style in styles.items():
-        axis.plot([], [], style, color=plotting.CONTROL, linewidth=0.9, label=f"{side} moved")
+        axis.plot([], [], style, color="black", linewidth=0.9, label=f"{side} moved")
     top = float(max(data.at_mean.max(), data.by_side.max()))
-    axis.set(title="scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0.2, 1.5 * top))
+    axis.set(title="scoring and side, K = 100", xlabel="shift α along g'", ylabel="robustness", ylim=(0.2, 1.6 * top))
     axis.legend(ncols=2, loc="upper center", columnspacing=0.8)
 
 

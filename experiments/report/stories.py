@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 
 from experiments import plotting
-from experiments.report.animations import LINES, SIDE_COLORS, draw_sphere, view_of
+from experiments.report.animations import SIDE_COLORS, draw_sphere, view_of
 
 STEMS = ("emergence", "gap_emergence", "robustness_monotone", "real_embeddings")
 CAPTION = (
     "Above: one run of towers with three outputs, trained from two cones at a right angle. Within some sixty steps "
     "both modalities lie on circles around the gap vector (arrow); later the gap is still there at τ = 0.01 and "
-    "closed at τ = 0.1 (in so few dimensions it closes in the end at 0.01 too). (a, b) The same in 32 dimensions: gap"
-    " norm, and variance along the gap over the mean direction's (dashed: for a random mean of equal length); bands: "
-    "± 2 standard errors over seeds. (c) Closing the gap of trained towers (α = 1) buys robustness to noise on the "
-    "gallery and changes no clean decision; lines exact, nothing fitted, points measured, ± 4 standard errors over "
-    "draws; beyond closure it is lost again, and noise on the queries is not affected (grey, dotted, σ = 0.09). (d) "
-    "The same on CLIP (10 and 500 captions, COCO's 80 and ImageNet's 1,000 class prompts; the queries are 500 COCO images "
-    "throughout, each judged by what the other half fitted; σ² = 0.0005; grey: the gap open): where the classes leave "
-    "nothing orthogonal to move, one exact scalar per class still buys it, with no decision changed. Bars: exact, or ± 2 standard errors over draws."
+    "closed at τ = 0.1 (in so few dimensions it closes in the end at 0.01 too). (a, b) The same in 32 dimensions: "
+    "gap norm, and variance along the gap over the mean direction's (also for a random mean of equal length); "
+    "bands: ± 2 standard errors over seeds. (c) Closing the gap of trained towers (α = 1) buys robustness to noise "
+    "on the gallery and changes no clean decision; nothing fitted, ± 4 standard errors over draws; beyond closure "
+    "it is lost again, and noise on the queries is not affected (grey, σ = 0.09). (d) The same on CLIP (10 and 500 "
+    "captions, COCO's 80 and ImageNet's 1,000 class prompts; the queries are 500 COCO images throughout, each "
+    "judged by what the other half fitted; σ² = 0.0005): where the classes leave nothing orthogonal to move, one "
+    "exact scalar per class still buys it, with no decision changed. Bars: exact, or ± 2 standard errors over "
+    "draws."
 )
-TEMPERATURES = (LINES[0], plotting.COLORS[3], LINES[1])  # small to large, as on the spheres
+TEMPERATURES = ("black", plotting.COLORS[3], plotting.COLORS[2])  # small to large; blue and red are the modalities
 RULES = {"as it is": "open", "complement": "closed along g'", "centred": "one scalar per class"}
 HEIGHT = 4.1
 
@@ -65,7 +66,7 @@ def _spheres(figure, data):
         axis = figure.add_axes((middle - width / 2, 0.525, width, size))
         x, y = (data[m].isel(temperature=i).values for m in "xy")
         draw_sphere(axis, x[k], y[k], view_of(x[0], y[0]), size=6.0)
-        figure.text(middle, 0.965, title, color=LINES[1] if i else "black", ha="center")
+        figure.text(middle, 0.965, title, ha="center")
         if number == 0:
             for text, color, at in (("gallery", SIDE_COLORS[0], -1.05), ("queries", SIDE_COLORS[1], 0.62)):
                 axis.text(at, -1.05, text, color=color, fontsize=7)
@@ -76,27 +77,30 @@ def _emergence(left, right, data):
     here = data.sel(data="synthetic").sel(angle=np.pi / 2, method="nearest").isel(step=slice(1, None))
     for color, tau in zip(TEMPERATURES, data.temperature.values, strict=False):
         run = here.sel(temperature=tau)
-        by_seed = lambda values: values.transpose("seed", "step").values
-        plotting.band(left, run.step.values, by_seed(run.gap_norm), color, f"τ = {tau:g}")
+        run = run.transpose("seed", "step", ...)
+        plotting.band(left, run.step.values, run.gap_norm.values, color, f"τ = {tau:g}")
         ratio = 0.5 * (run.defect_ratio_x + run.defect_ratio_y)
-        plotting.band(right, run.step.values, np.log10(by_seed(ratio)), color)
+        plotting.band(right, run.step.values, np.log10(ratio.values), color, f"τ = {tau:g}")
         null = np.log10(0.5 * (run.null_defect_ratio_x + run.null_defect_ratio_y)).mean("seed")
         right.plot(run.step.values, null, "--", color=color, linewidth=0.7)
     left.set(xscale="log", xlabel="step", ylabel="gap norm G", ylim=(-0.05, 1.65))
-    right.set(xscale="log", xlabel="step", ylabel="log₁₀ compression")
+    right.plot([], [], "k--", linewidth=0.7, label="random mean")
+    right.set(xscale="log", xlabel="step", ylabel="log₁₀ compression", ylim=(None, 2.3))
+    right.legend(loc="upper left", borderaxespad=0)
     left.legend(loc="lower left")
 
 
 def _robustness(axis, data):
     """Robustness of ten classes against closing, every σ, and noise on the queries."""
     here = data.isel(gallery=0)
-    for color, sigma in zip(plotting.COLORS, data.sigma.values, strict=False):
+    color = SIDE_COLORS[0]  # of the gallery, which the noise is on
+    for sigma in data.sigma.values:
         curve = here.sel(sigma=sigma)
         axis.plot(data.alpha, curve.predicted, color=color)
         axis.errorbar(data.alpha, curve.measured, 4 * curve.standard_error, color=color, fmt="o", markersize=2.5)
         at = float(curve.predicted.sel(alpha=1.0))
         axis.annotate(
-            f"σ = {sigma:g}", (1, at), xytext=(0, 4), textcoords="offset points", color=color, ha="center", fontsize=7
+            f"σ = {sigma:g}", (1, at), xytext=(0, -12), textcoords="offset points", color=color, ha="center", fontsize=7
         )
     axis.plot(data.alpha, here.query_noise, ":", color=plotting.CONTROL)
     at = float(here.query_noise[0])
@@ -109,14 +113,17 @@ def _robustness(axis, data):
         ha="center",
         fontsize=7,
     )
-    axis.set(xlabel="closing α", ylabel="robustness", ylim=(0.5, 1.0), xticks=[0, 1, 2])
+    axis.plot([], [], color=color, label="exact")
+    axis.plot([], [], "o", color=color, markersize=2.5, label="measured")
+    axis.set(xlabel="closing α", ylabel="robustness", ylim=(0.4, 1.0), xticks=[0, 1, 2])
+    axis.legend(loc="lower center", borderaxespad=0, handlelength=1)
 
 
 def _real(axis, data):
     """Robustness of CLIP's galleries by rule."""
     names = [f"{int(str(name).split()[-1]):,}" for name in data.gallery.values]
     for i, ((rule, label), color) in enumerate(
-        zip(RULES.items(), (plotting.CONTROL, *plotting.COLORS[:2]), strict=True)
+        zip(RULES.items(), (plotting.CONTROL, *plotting.COLORS[4:]), strict=True)
     ):
         here = data.sel(rule=rule)
         at = np.arange(len(names)) + 0.27 * (i - 1)
