@@ -30,7 +30,14 @@ from mutant_runs import CACHE, LOG, PYTEST, Chosen, forked, prepared, record
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.tsv")
 MODULES = (
-    *("theory/robustness", "closing/certificate", "closing/closer", "losses/contrastive", "theory/noisy_distance"),
+    *(
+        "theory/robustness",
+        "closing/certificate",
+        "closing/closer",
+        "closing/rules",
+        "losses/contrastive",
+        "theory/noisy_distance",
+    ),
     *("numerics/units", "numerics/precision", "closing/index", "closing/directions", "theory/*", "robustness"),
     *("numerics/scaling", "streaming", "geometry"),
 )

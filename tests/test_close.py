@@ -175,7 +175,7 @@ BAD = [
     ("safe, top r", X, None, "alpha='safe' needs a shift", [*CLOSE, "--alpha", "safe", "--num-components", "2"]),
     ("sigma", X, None, "sigma is -1", [*CLOSE, "--sigma", "-1"]),
     ("components", X, None, "num_components is -1", [*CLOSE, "--num-components", "-1"]),
-    ("components of another rule", X, None, "num_components is for the rules",
+    ("components of another rule", X, None, "belongs to rule='complement' and rule='centred'",
      [*CLOSE, "--num-components", "2", "--rule", "soft"]),
     ("centre of another rule", X, None, "belongs to rule='centred'", [*CLOSE, "--centre", "best", "--sigma", "1"]),
     ("one bin", X, None, "quantize_bins is 1", [*CLOSE, "--quantize-bins", "1"]),

@@ -172,7 +172,7 @@ def test_bad_options():
         (dict(alpha="most"), "a number, 'best' or 'safe'"),
         (dict(alpha="best"), "give sigma"),
         (dict(rule="soft", alpha="safe"), "needs a theorem"),
-        (dict(rule="optimal", num_components=2), "num_components is for"),
+        (dict(rule="optimal", num_components=2), "num_components=2 belongs to rule='complement' and rule='centred'"),
         (dict(centre="best", sigma=0.1), "belongs to rule='centred'"),
         (dict(rule="soft", penalty=-1), "penalty"),
         (dict(rule="optimal", shrinkage=0), "shrinkage"),

@@ -12,7 +12,8 @@ import numpy as np
 import simulator as sim
 from experiments.commands.diagnosis import TILE, Modality, repeats, require_match
 from simulator.closing.certificate import Certificate, QuantizationEffect, cosine_warning, quantization_effects
-from simulator.closing.closer import ALPHA_WORDS, SHIFTS, Centre, Rule
+from simulator.closing.closer import ALPHA_WORDS
+from simulator.closing.rules import RULES, Centre
 from simulator.numerics.precision import equal_rows
 from simulator.storage.embeddings import Embeddings
 from simulator.storage.files import whole_file
@@ -22,7 +23,7 @@ LARGEST_GALLERY = 1 << 28  # values of a gallery that is held in memory: 2 GiB
 
 
 def close(
-    gallery: Path, queries: Path, *, out: Path, rule: Rule = "complement", alpha: str = "1",
+    gallery: Path, queries: Path, *, out: Path, rule: str = "complement", alpha: str = "1",
     num_components: int | None = None, sigma: float | None = None, normalize: bool = False, centre: Centre = "mean",
     inner_product: bool = False, quantize_bins: int | None = None, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
@@ -46,7 +47,7 @@ def close(
     _require_name(out, rule, inner_product)
     if quantize_bins is not None:
         require_integer("quantize_bins", quantize_bins, least=2)
-        if rule not in SHIFTS:
+        if not RULES[rule].shifts:
             raise ValueError(
                 f"--quantize-bins compares rows before and after a shift, and rule {rule!r} is more than a shift; leave it out"
             )
@@ -88,7 +89,7 @@ def close(
 def _require_name(out: Path, rule: str, inner_product: bool):
     if out.suffix not in (".npy", ".npz"):
         raise ValueError(f"--out is {out}; its name must end in .npz, or in .npy for a rule that only shifts the rows")
-    if out.suffix == ".npy" and (rule not in SHIFTS or inner_product):
+    if out.suffix == ".npy" and (not RULES[rule].shifts or inner_product):
         what = "an inner-product index" if inner_product else f"rule {rule!r}"
         raise ValueError(f"--out is {out}; {what} has exact scalars beside the rows: give it a name that ends in .npz")
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from simulator.closing.index import Index
+from simulator.closing.rules import Rule
 from simulator.numerics.precision import equal_rows
 from simulator.robustness import Quantization, Range
 from simulator.validation import require_same_width
@@ -141,17 +142,16 @@ def nothing_to_move(num_rows: int, rank: int, dimensions: int) -> str:
 
 
 def refusals(
-    rule: str, alpha: float, gallery: np.ndarray, index: Index, *, is_shift: bool, is_exact: bool, safe_alpha: float
+    rule: Rule, alpha: float, gallery: np.ndarray, index: Index, *, is_exact: bool, safe_alpha: float
 ) -> Iterator[str]:
     """What is not promised, and why; one sentence each.
 
     Args:
       rule, alpha, gallery, index: what was done to which rows [K, d].
-      is_shift: the index is the gallery moved, and nothing else.
       is_exact: the shift is orthogonal to the gallery's centred span.
       safe_alpha: the smallest α* of the fitted queries.
     """
-    if rule == "complement" and not is_exact:
+    if rule.shifts and rule.for_every_query and not is_exact:
         yield (
             "the shift is not orthogonal to the span of these rows (only num_components directions were kept still, or "
             "they are not the rows that were fitted), so decisions may change and robustness need not rise"
@@ -161,12 +161,12 @@ def refusals(
             f"robustness averaged over queries is sure to rise only up to α = {max(safe_alpha, 0.0):.4g}, the smallest "
             "α* of the fitted queries: beyond it some queries lose while others gain"
         )
-    if rule in ("compensated", "soft"):
+    if rule.needs_gap and not rule.for_every_query:
         yield (
             "no theorem says which queries gain: the shift changes the distances of different classes by different "
             "amounts; give sigma for the exact values"
         )
-    if not is_shift:
+    if not rule.shifts:
         yield "the exact scalars carry the result: noise of the size of that on a coordinate takes the gain away"
         return
     norms = np.linalg.norm(gallery, axis=1)

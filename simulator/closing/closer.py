@@ -5,8 +5,9 @@ Float64 NumPy: an invariance of decisions is a statement about exact arithmetic.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,21 +22,20 @@ from simulator.closing.certificate import (
     nothing_to_move,
     refusals,
 )
-from simulator.closing.directions import along_axes, complement, leading_axes
 from simulator.closing.index import Index
+from simulator.closing.rules import RULES, Centre, Metric, Rule, Sample, Shift
 from simulator.numerics import precision
-from simulator.theory.storage import optimal_centre, optimal_metric, second_moment, shrunk_moment
-from simulator.validation import require_integer, require_number, require_one_of, require_rows, require_same_width
+from simulator.validation import require_number, require_one_of, require_rows, require_same_width
 
-Rule = Literal["complement", "compensated", "centred", "soft", "optimal"]
-Centre = Literal["mean", "best"]
-SHIFTS = ("complement", "soft")  # rules that are a shift of the rows and nothing else
-PER_QUERY = ("complement", "centred")  # rules with a theorem for every query: theory.md N5, N6
 ALPHA_WORDS = ("best", "safe")
 LARGEST_ALPHA = 1e6  # 1 closes the gap
 GRID = 9  # values of α tried before the best one is refined
 ROBUSTNESS_QUERIES = 256  # random ones for exact robustness: Euclid takes up to a third of a second each at K = 1,000
 BLOCK_SCORES = 1 << 21  # scores of a block of queries: 16 MB
+_OWNERS: dict[str, list[str]] = {}  # setting -> the rules that have it
+for _name, _rule in RULES.items():
+    for _field in dataclasses.fields(_rule):
+        _OWNERS.setdefault(_field.name, []).append(_name)
 
 
 class Curve(NamedTuple):
@@ -62,7 +62,7 @@ class GapCloser:
                        to the stored power, scaled to the power of the gallery as it was: no decision changes.
 
     Args:
-      rule: one of the above.
+      rule: one of the above, or any object that is a `simulator.closing.rules.Rule`.
       num_components: "complement": directions kept still, None for all; "centred": exact scalars, None for 0.
       alpha: how far `transform` and `index` close unless told otherwise. A number; "safe": min_y α*_y over the fitted
         queries (0 at least), up to which every one of them gains; "best": the α with the highest exact mean
@@ -87,7 +87,7 @@ class GapCloser:
     """
 
     def __init__(
-        self, rule: Rule = "complement", num_components: int | None = None, alpha: float | str = 1.0, *,
+        self, rule: str | Rule = "complement", num_components: int | None = None, alpha: float | str = 1.0, *,
         sigma: float | None = None, penalty: float = 100.0, centre: Centre = "mean", shrinkage: float = 0.1,
     ):  # fmt: skip
         self.rule, self.num_components, self.alpha = rule, num_components, alpha
@@ -95,11 +95,7 @@ class GapCloser:
         self._validate()
 
     def _validate(self):
-        rule, alpha = self.rule, self.alpha
-        require_one_of("rule", rule, get_args(Rule))
-        require_one_of("centre", self.centre, get_args(Centre))
-        require_number("penalty", self.penalty, least=0.0)
-        require_number("shrinkage", self.shrinkage, above=0.0, most=1.0)
+        alpha, rule = self.alpha, self._make_rule()
         if self.sigma is not None:
             require_number("sigma", self.sigma, above=0.0)
         if isinstance(alpha, str):
@@ -107,18 +103,28 @@ class GapCloser:
                 raise ValueError(f"alpha is {alpha!r}; it must be a number, 'best' or 'safe'")
         else:
             require_number("alpha", alpha, least=-LARGEST_ALPHA, most=LARGEST_ALPHA)
-        if self.num_components is not None:
-            require_integer("num_components", self.num_components, least=0)
-            if rule not in PER_QUERY:
-                raise ValueError(f"num_components is for the rules 'complement' and 'centred'; rule={rule!r} has none")
-        if alpha == "safe" and rule not in PER_QUERY:
+        if alpha == "safe" and not rule.for_every_query:
             raise ValueError(
-                f"alpha='safe' needs a theorem for every query, which rule={rule!r} lacks; give a number, or 'best' with sigma"
+                f"alpha='safe' needs a theorem for every query, which rule={self.rule!r} lacks; give a number, or 'best' with sigma"
             )
-        if self.centre == "best" and rule != "centred":
-            raise ValueError(f"centre='best' belongs to rule='centred'; the rule is {rule!r}")
-        if self.sigma is None and "best" in (alpha, self.centre):
+        if self.sigma is None and alpha == "best":
             raise ValueError("'best' depends on the noise; give sigma, its standard deviation per coordinate")
+
+    def _make_rule(self) -> Rule:
+        """The rule with its settings. Raises ValueError for a setting that is wrong, or that belongs to another rule."""
+        if isinstance(self.rule, str):
+            require_one_of("rule", self.rule, list(RULES))
+        for name, owners in _OWNERS.items():
+            value, is_changed = getattr(self, name), getattr(self, name) != getattr(RULES[owners[0]], name)
+            if is_changed and self.rule not in owners and name != "sigma":
+                raise ValueError(
+                    f"{name}={value!r} belongs to rule={' and rule='.join(map(repr, owners))}; the rule is {self.rule!r}"
+                )
+        if not isinstance(self.rule, str):
+            return self.rule
+        return RULES[self.rule](
+            **{name: getattr(self, name) for name, owners in _OWNERS.items() if self.rule in owners}
+        )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name (scikit-learn's convention; there is nothing deeper)."""
@@ -156,85 +162,41 @@ class GapCloser:
             query of that size counts as 0); "safe" where no α is safe.
         """
         gallery, source = _checked(gallery, queries)
-        squares = self.rule in ("soft", "optimal") or bool(self.num_components and self.rule == "centred")
-        about = streaming.moments(source(), roundoff, covariance=squares)
-        self._num_rows, self._mean, centre, self._roundoff = len(gallery), gallery.mean(axis=0), about.mean, roundoff
-        self._floor = precision.mean_floor(about.count, about.power, about.roundoff)
-        self.gap_, floor = centre - self._mean, precision.gap_floor(precision.stored(gallery, roundoff), about)
-        if self.rule not in ("centred", "optimal") and np.linalg.norm(self.gap_) <= floor:
+        rule = self._make_rule()
+        about = streaming.moments(source(), roundoff, covariance=rule.needs_covariance)
+        mean, self._roundoff = gallery.mean(axis=0), roundoff
+        self.gap_, floor = about.mean - mean, precision.gap_floor(precision.stored(gallery, roundoff), about)
+        if rule.needs_gap and np.linalg.norm(self.gap_) <= floor:
             raise ValueError(no_gap(float(np.linalg.norm(self.gap_)), floor))
-        self._axes, self.metric_, self.curve_, self._rank = None, None, None, 0  # found where the rule needs them
-        if self.rule == "centred" and self.num_components:
-            self._axes = leading_axes(about.covariance, self.num_components)
         some = None
-        if "best" in (self.alpha, self.centre):
+        if rule.needs_queries or self.alpha == "best":
             some = streaming.random_rows(source, about.count, ROBUSTNESS_QUERIES)
-        if self.centre == "best" and self.sigma is not None:
-            centre = optimal_centre(gallery, some, sigma=self.sigma, axes=self._axes)
-        if self.rule == "optimal":
-            moments = second_moment(gallery, self._mean), about.covariance
-            self.metric_ = optimal_metric(*(shrunk_moment(moment, self.shrinkage) for moment in moments))
-            self._moment, self._power = moments[0], np.mean(np.sum(gallery**2, axis=1))
-            self._spectrum = np.linalg.eigh(self.metric_)
-        if self.rule in ("centred", "optimal"):
-            self.direction_ = np.zeros_like(centre) if np.linalg.norm(centre) <= self._floor else centre
-        else:
-            self.direction_ = self._shift(gallery, floor)
-        self.alpha_star_ = np.concatenate([self._alpha_star(block, self._mean) for block in source()])
+        centre_floor = precision.mean_floor(about.count, about.power, about.roundoff)
+        covariance = about.covariance if rule.needs_covariance else None
+        sample = Sample(gallery, mean, self.gap_, floor, about.mean, centre_floor, covariance, some)
+        self._rule, self._fitted, self._mean, self._num_rows = rule, rule.fit(sample), mean, len(gallery)
+        self.direction_, self.curve_ = self._fitted.direction, None
+        self.metric_ = self._fitted.matrix if isinstance(self._fitted, Metric) else None
+        self.alpha_star_ = np.concatenate([self._fitted.alpha_star(block, mean) for block in source()])
         self.alpha_ = float("nan")
         self.alpha_ = self._resolve_alpha(gallery, some)
         return self
-
-    def _shift(self, gallery: np.ndarray, floor: float) -> np.ndarray:
-        """What is added to the rows at α = 1."""
-        gap = self.gap_
-        if self.rule == "compensated":
-            return gap
-        if self.rule == "soft":
-            covariance = second_moment(gallery, self._mean)
-            mean_variance = np.trace(covariance) / len(gap)
-            if mean_variance == 0:
-                return gap
-            return np.linalg.solve(np.eye(len(gap)) + self.penalty * covariance / mean_variance, gap)
-        direction, self._rank = complement(gallery, gap, num_components=self.num_components, floor=floor)
-        return direction
-
-    def _alpha_star(self, queries: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        """α at which each query is closest to the rows about `mean`, moved, or to the moved centre.
-
-        A shift v: ‖y − μ_x − αv‖² is least at ⟨y − μ_x, v⟩/‖v‖². "centred", P = I − UᵀU: noise on the rows enters a score
-        as ⟨P(y − αm), e_k⟩, of variance σ²‖Py − αPm‖², equal for all classes, while the clean margins do not depend on
-        α; so the robustness is a falling function of ‖Py − αPm‖, which is least at ⟨Py, Pm⟩/‖Pm‖² and symmetric about it.
-        (With ‖m‖² below, the axes left in m, it would be too low by the share of ‖m‖² along them.)
-        """
-        if self.rule == "optimal":
-            return np.full(len(queries), np.nan)
-        direction, floor = self.direction_, 0.0
-        if self.rule == "centred":
-            queries, floor = queries - along_axes(queries, self._axes), self._floor
-            direction = direction - along_axes(direction[None, :], self._axes)[0]
-        else:
-            queries = queries - mean[None, :]
-        squared = direction @ direction
-        # What the axes leave of a centre that lies along them is rounding.
-        moves = np.sqrt(squared) > max(floor, 1e-10 * np.linalg.norm(self.direction_))
-        return queries @ direction / squared if moves else np.full(len(queries), np.nan)
 
     def _resolve_alpha(self, gallery, some) -> float:
         if not isinstance(self.alpha, str):
             return float(self.alpha)
         known = self.alpha_star_[np.isfinite(self.alpha_star_)]
-        if self.rule in PER_QUERY and not known.size:  # nothing moves
+        if self._rule.for_every_query and not known.size:  # nothing moves
             return 0.0
         if self.alpha == "safe":
-            if self.rule == "complement" and not self._moves_nothing_apart(gallery):
+            if self._rule.shifts and not self._moves_nothing_apart(gallery):
                 raise ValueError(
                     f"alpha='safe' needs a shift orthogonal to the whole gallery, and num_components={self.num_components} "
-                    f"keeps only the leading ones of its {self._rank} directions still; leave num_components out"
+                    f"keeps only the leading ones of its {self._rank()} directions still; leave num_components out"
                 )
             return float(max(known.min(), 0.0)) if known.size else 0.0
         # With a theorem per query the maximiser lies between the smallest and the largest α*_y.
-        low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self.rule in PER_QUERY else (0.0, 2.0)
+        low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self._rule.for_every_query else (0.0, 2.0)
         sigma = float(self.sigma or 0.0)  # `_validate` wants one for "best"
         mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=sigma).mean())
         self.curve_ = _maximise(mean, low, high)
@@ -246,38 +208,18 @@ class GapCloser:
         Raises:
           ValueError: a rule that is more than a shift of the rows (use `index`), or one that is not fitted.
         """
-        if self.rule not in SHIFTS:
+        gallery, alpha = self._require(gallery, alpha)
+        if not self._rule.shifts:
             raise ValueError(
                 f"rule={self.rule!r} is more than a shift of the rows: it keeps exact scalars beside them; use "
                 "index(gallery, alpha), which holds rows and scalars"
             )
-        gallery, alpha = self._require(gallery, alpha)
         return gallery + alpha * self.direction_[None, :]
 
     def index(self, gallery: Any, alpha: float | None = None) -> Index:
         """The closed gallery [K, d] as an Index: what to store, what to keep exact, how to score a query."""
         gallery, alpha = self._require(gallery, alpha)
-        nothing = np.zeros(gallery.shape[1])
-        if self.rule in (*SHIFTS, "compensated"):
-            rows, bias = gallery + alpha * self.direction_[None, :], np.zeros(len(gallery))
-            if self.rule == "compensated":
-                bias = -2 * alpha * gallery @ self.direction_
-            return Index(rows, bias, nothing, "sqeuclidean")
-        centre = alpha * self.direction_
-        bias = gallery @ centre - 0.5 * np.sum(gallery**2, axis=1)
-        if self.rule == "centred":
-            if self._axes is None:
-                return Index(gallery, bias, centre, "dot")
-            return Index(gallery, bias, centre, "dot", axes=self._axes, exact=gallery @ self._axes.T)
-        values, vectors = self._spectrum
-        with np.errstate(all="ignore"):  # Index refuses what is no number
-            root, inverse = ((vectors * values[None, :] ** power) @ vectors.T for power in (alpha / 2, -alpha / 2))
-        # Scaled so that the fitted rows, moved and mapped, have the mean power they had.
-        moved = self._moment + (1 - alpha) ** 2 * np.outer(self._mean, self._mean)
-        power = np.trace(inverse @ moved @ inverse)
-        scale = np.sqrt(self._power / power) if power > 0 else 1.0
-        rows = scale * (gallery - alpha * self._mean[None, :]) @ inverse
-        return Index(rows, bias, centre, "dot", query_map=root / scale)
+        return self._fitted.index(gallery, alpha)
 
     def certificate(
         self, gallery: Any, queries: Any, alpha: float | None = None, *, sigma: float | None = None
@@ -295,9 +237,10 @@ class GapCloser:
         sigma = self.sigma if sigma is None else sigma
         index, start = self.index(gallery, alpha), self.index(gallery, 0.0)
         copies, mean = precision.equal_rows(gallery, self._roundoff), gallery.mean(axis=0)
-        is_shift = self.rule in SHIFTS
+        is_shift = self._rule.shifts
         shift = alpha * self.direction_ if is_shift else None
-        is_exact = self.rule == "complement" and self._moves_nothing_apart(gallery) and bool(self.direction_.any())
+        is_exact = is_shift and self._rule.for_every_query and self._moves_nothing_apart(gallery)
+        is_exact &= bool(self.direction_.any())
 
         def count(block):
             found = certify_decisions(gallery, block, index, shift=shift, copies=copies)
@@ -306,9 +249,9 @@ class GapCloser:
             if is_shift:
                 found |= certify_cosine(gallery, index.rows, block, copies)
             if is_exact:
-                star = self._alpha_star(block, mean)
+                star = self._fitted.alpha_star(block, mean)
                 found["rising"] = int(np.sum(np.abs(alpha - star) < np.abs(star)))
-            elif self.rule in ("centred", "optimal"):
+            elif index.scoring == "dot":
                 noise = [np.linalg.norm(i.map_queries(block), axis=1) for i in (start, index)]
                 found["rising"] = int(np.sum(noise[1] < noise[0] * (1 - 1e-12)))
             return found
@@ -329,9 +272,9 @@ class GapCloser:
         if not reasons[0]:
             if is_exact:  # α* of the fitted queries belongs to the fitted mean
                 safe -= (mean - self._mean) @ self.direction_ / (self.direction_ @ self.direction_)
-            reasons = refusals(self.rule, alpha, gallery, index, is_shift=is_shift, is_exact=is_exact, safe_alpha=safe)
+            reasons = refusals(self._rule, alpha, gallery, index, is_exact=is_exact, safe_alpha=safe)
         return Certificate(
-            rule=self.rule, alpha=alpha, num_rows=len(gallery), sigma=sigma, **counts, **exact, refusals=tuple(reasons),
+            rule=self.rule if isinstance(self.rule, str) else type(self.rule).__name__, alpha=alpha, num_rows=len(gallery), sigma=sigma, **counts, **exact, refusals=tuple(reasons),
             gap_share=float(self.direction_ @ self.direction_ / squared) if is_shift and squared > 0 else None,
         )  # fmt: skip
 
@@ -340,12 +283,15 @@ class GapCloser:
         scale = np.linalg.norm(gallery, axis=1).max() * np.linalg.norm(self.direction_)
         return bool(np.ptp(gallery @ self.direction_) <= 1e-10 * scale)
 
+    def _rank(self) -> int:
+        return self._fitted.rank if isinstance(self._fitted, Shift) else 0
+
     def nothing_to_move(self) -> str | None:
         """Why a rule that shifts the rows has nothing to move, in a sentence; None if it has."""
         self._require_fitted()
-        if self.rule not in SHIFTS or self.direction_.any():
+        if not self._rule.shifts or self.direction_.any():
             return None
-        return nothing_to_move(self._num_rows, self._rank, len(self.gap_))
+        return nothing_to_move(self._num_rows, self._rank(), len(self.gap_))
 
     def _require(self, gallery: Any, alpha: float | None) -> tuple[np.ndarray, float]:
         """The gallery as float64 and the α to use, if all is in order."""
