@@ -10,6 +10,7 @@ import pytest
 
 import simulator as sim
 from simulator.encoders import _relu
+from simulator.training import replica
 from simulator.training.experiment import split_traced
 from simulator.training.runs import initial_params, train_replicas
 
@@ -75,7 +76,7 @@ def test_swapped_step_by_hand(key):
 
         return [-0.5 * g for g in jax.grad(loss, argnums=(0, 1))(x, y)]
 
-    step_key = jax.random.split(key, 6)[5]
+    step_key = replica.keys_of(key).steps
     swapped = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(step_key, 0), 1), 0.5, (64, 1))
     assert 15 < int(swapped.sum()) < 49
     for moved, start, change, unswapped in zip((moved_x, moved_y), (x, y), step(swapped), step(False), strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +25,40 @@ from simulator.training.randomness import hashed_normal
 from simulator.validation import is_traced
 
 
+class Keys(NamedTuple):
+    """Random keys of one replica, one for each thing that is drawn."""
+
+    world: jax.Array
+    training: jax.Array
+    held_out: jax.Array
+    towers: jax.Array
+    start: jax.Array
+    steps: jax.Array
+
+
+def keys_of(key: jax.Array) -> Keys:
+    """The keys that derive from a replica's own."""
+    return Keys(*jax.random.split(key, len(Keys._fields)))
+
+
 def start(experiment: Experiment, key):
     """The state of one replica before its first step."""
-    world_key, train_key, held_out_key, tower_key, start_key, step_key = jax.random.split(key, 6)
+    keys = keys_of(key)
     data, dtype = experiment.data, jnp.dtype(experiment.dtype)
-    world = draw_world(data, key=world_key, dtype=dtype)
+    world = draw_world(data, key=keys.world, dtype=dtype)
     if isinstance(data, Digits):
-        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=train_key)
+        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=keys.training)
         training = take(everything, slice(None, data.num_pairs))
         held_out = take(everything, slice(data.num_pairs, None))
     else:
-        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=train_key)
-        held_out = draw_pairs(held_out_config(data), world, experiment.eval_pairs, key=held_out_key)
+        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=keys.training)
+        held_out = draw_pairs(held_out_config(data), world, experiment.eval_pairs, key=keys.held_out)
     if experiment.is_table:
         held_out = training
-    towers = build_towers(experiment, jax.random.split(tower_key))
+    towers = build_towers(experiment, jax.random.split(keys.towers))
     if experiment.start is not None:
         inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
-        place_in_cones(experiment.start, *towers, *inputs, key=start_key)
+        place_in_cones(experiment.start, *towers, *inputs, key=keys.start)
     params = trained_params(experiment, towers)
     return dict(
         params=params,
@@ -51,7 +67,7 @@ def start(experiment: Experiment, key):
         source=world if data.num_pairs is None else training,
         order=jnp.arange(data.num_pairs or 0),
         held_out=held_out,
-        key=step_key,
+        key=keys.steps,
         step=jnp.zeros((), jnp.int32),
         bad_step=jnp.full((), -1, jnp.int32),
     )

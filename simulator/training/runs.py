@@ -296,8 +296,8 @@ def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
     for these keys [R]. For a start made by hand (`params` of `train_replicas` and `sweep`)."""
 
     def one(key):
-        tower_key = jax.random.split(key, 6)[3]  # as in the start of a replica
-        return replica.trained_params(experiment, replica.build_towers(experiment, jax.random.split(tower_key)))
+        towers = replica.build_towers(experiment, jax.random.split(replica.keys_of(key).towers))
+        return replica.trained_params(experiment, towers)
 
     return jax.jit(jax.vmap(one))(keys)
 
