@@ -159,6 +159,11 @@ def sample(config: LatentPairs | Digits, n: int, *, key: jax.Array, dtype: Any =
 
     Raises:
       ValueError: n < 1, or more pairs than a real data set has.
+
+    Example:
+      >>> batch = sim.sample(sim.LatentPairs(dim_x=8, dim_y=6), 5, key=jax.random.key(0))
+      >>> batch.x.shape, batch.y.shape
+      ((5, 8), (5, 6))
     """
     require_integer("n", n)
     world_key, pairs_key = jax.random.split(key)

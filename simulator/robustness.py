@@ -160,6 +160,14 @@ def measured_robustness(
       ValueError: shapes that do not fit, NaN rows, labels that are not gallery rows, noise directions of another
         dimension, or a noise subspace with nothing left in it.
 
+    Example:
+      >>> gallery, queries = np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[0.5, 0.0]])
+      >>> found = sim.measured_robustness(
+      ...     gallery, queries, noise=sim.GaussianNoise(1.0), num_draws=20_000, key=jax.random.key(0)
+      ... )
+      >>> bool(abs(found.mean - 0.6878) < 4 * found.standard_error)
+      True
+
     Source: Chowers et al. 2026, Thm 3.4 (definition of robustness).
     """
     require_same_width(gallery, queries)

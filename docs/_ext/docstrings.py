@@ -55,7 +55,7 @@ def escaped(text: str, targets: set[str]) -> str:
 
 def as_rst(lines: list[str], targets: set[str]) -> list[str]:
     """A docstring that napoleon and docutils read as it is meant."""
-    done, base, hanging, block = [], 0, 0, []
+    done, base, hanging, block, in_example = [], 0, 0, [], False
 
     def flush():
         if block:
@@ -67,6 +67,12 @@ def as_rst(lines: list[str], targets: set[str]) -> list[str]:
     for line in lines:
         indent = len(line) - len(line.lstrip())
         section = SECTION.match(line)
+        if line == "Example:" or (in_example and (indent or not line)):
+            flush()
+            done += ["", line] if line == "Example:" else [line]
+            in_example = True
+            continue
+        in_example = False
         if line.strip() and indent >= base + hanging + 4:
             block.append(line)
             continue

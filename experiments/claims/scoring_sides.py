@@ -11,7 +11,7 @@ import simulator as sim
 from experiments import plotting
 from experiments.setups.checks import agreement, moves, none, up_to, worst
 from experiments.setups.galleries import core_galleries, random_classes, unit_rows
-from experiments.setups.trends import stated
+from experiments.setups.trends import spread, stated
 from simulator.losses import Similarity
 from simulator.theory.scoring import cosine_robustness
 from simulator.theory.storage import centred_robustness
@@ -244,6 +244,9 @@ def judge(data) -> list[sim.Row]:
         checks = [sim.Check("slope", np.array(-1.0), v, 0.15, at=data.far.values) for v in values.values]
         return worst(checks)
 
+    def exponent(shares):
+        return spread(np.polyfit(np.log(data.far.values), np.log(shares.transpose("far", ...).values), 1)[0])
+
     cosine = data.sel(scoring="cosine", side="gallery")
     gallery, by_gap = ((d.measured, d.error) for d in (data.sel(scoring="dot", side=s) for s in ("gallery", "queries")))
     at_mean = data["mean"], data.mean_error
@@ -289,6 +292,7 @@ def judge(data) -> list[sim.Row]:
             slope(data.far_whole), "the whole query in the limit",
             label="cosine: decisions that differ from the limit of a gallery α away, exponent in α",
             blunt="farthest away a few of 32,000 decisions differ, whose count tells the exponent to ± 0.1",
+            effect=f"exponent, mean over galleries: {exponent(data.far_differ)}",
         ),
     ]  # fmt: skip
 

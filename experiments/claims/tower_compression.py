@@ -223,6 +223,12 @@ def judge(data) -> list[sim.Row]:
         here = by_factor(data, factor)
         return spread(np.abs(here[name].isel(setting=int(np.argmax(here.level.values)))))
 
+    def drift(optimizer):
+        """The exponent of each world's own error in the width."""
+        here = by_factor(data, "width", optimizer)
+        logs = np.log(np.abs(here.second_order)).transpose("setting", "factor_seed").values
+        return spread(np.polyfit(np.log(here.level.values), logs, 1)[0])
+
     def exponent(factor):
         """Of each world's own turn of the gap in the cluster size."""
         here = by_factor(data, factor, least=LEAST_TIGHTNESS)
@@ -268,6 +274,7 @@ def judge(data) -> list[sim.Row]:
                 "the exponent of the other optimiser",
                 label=f"error of the kernel's prediction after one step, over (learning rate)², against width, one hidden layer, {optimizer}",
                 blunt=coarse if i else "",
+                effect=f"exponent: {drift(optimizer)}",
             )
             for i, optimizer in enumerate(optimizers)
         ),

@@ -83,6 +83,15 @@ class GapCloser:
         [0, α*_y] and falls after for "complement" and "centred". NaN where nothing moves, and for "optimal".
       metric_: B, [d, d], for "optimal", else None.
 
+    Example:
+      >>> gallery = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+      >>> queries = np.array([[1.0, 0.2, 2.0], [0.1, 1.0, 2.0]])
+      >>> closer = sim.GapCloser().fit(gallery, queries)
+      >>> closer.transform(gallery, alpha=1.0).round(3).tolist()
+      [[1.075, 0.075, 2.0], [0.075, 1.075, 2.0]]
+      >>> closer.certificate(gallery, queries).changed
+      0
+
     Source: "complement": Chowers et al. 2026, Sec. 4, Eq. 11; the others and α*_y derived here: theory.md N5–N7.
     """
 

@@ -178,6 +178,11 @@ def info_nce(
     Raises:
       ValueError: wrong shapes, non-finite rows, a temperature <= 0, a negative or all-zero pairing.
 
+    Example:
+      >>> rows = jnp.eye(4)
+      >>> round(float(sim.info_nce(rows, rows, temperature=0.5)), 4)
+      0.3408
+
     Source: Radford et al. 2021 (CLIP); Eq. 6 of Chowers et al. 2026 is twice this value.
     """
     require_number("temperature", temperature, above=0.0)
@@ -282,6 +287,11 @@ def sigmoid_loss(x: Rows, y: Rows, *, temperature, bias, similarity: Similarity 
 
     Raises:
       ValueError: rows that cannot be paired, non-finite rows, a temperature <= 0.
+
+    Example:
+      >>> rows = jnp.eye(4)
+      >>> round(float(sim.sigmoid_loss(rows, rows, temperature=0.1, bias=-5.0)), 4)
+      0.0269
 
     Source: Zhai et al. 2023 (SigLIP), Eq. 1.
     """

@@ -64,6 +64,11 @@ def exact_robustness(gallery, queries, *, sigma: float, scoring: str = "sqeuclid
     Assumes: noise independent across rows, none on the queries or the bias.
     Error: below 1e-9 for d <= 1e5 and up to thousands of rows, plus that of the distances: float64 rows leave some
       1e-15 v in v.
+    Example:
+      >>> gallery, queries = np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[0.5, 0.0]])
+      >>> sim.exact_robustness(gallery, queries, sigma=1.0).round(4).tolist()
+      [0.6878]
+
     Source: derived here: theory.md N4 (Euclid), N6 (dot).
     """
     require_same_width(gallery, queries)

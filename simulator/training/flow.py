@@ -60,6 +60,12 @@ def gradient_flow(
 
     Raises:
       ValueError: rows that cannot be paired, times that do not increase, a step or temperature <= 0.
+
+    Example:
+      >>> rows = jax.random.normal(jax.random.key(0), (2, 6, 3))
+      >>> x, y = sim.gradient_flow(*rows, times=[0.0, 0.5, 1.0], temperature=0.5, max_step=0.05)
+      >>> x.shape, y.shape
+      ((3, 6, 3), (3, 6, 3))
     """
     require_paired(x, y)
     require_one_of("similarity", similarity, SIMILARITIES)

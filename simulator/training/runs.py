@@ -71,6 +71,12 @@ def train(
       FloatingPointError: the loss became NaN or infinite; names the step.
       ValueError: towers of different embedding dimensions, a start that they cannot have, a schedule that leaves its range,
         params of another shape, or a checkpoint of another run.
+
+    Example:
+      >>> experiment = sim.Experiment(steps=20, batch_size=16, eval_pairs=32, eval_points=3)
+      >>> run = sim.train(experiment, key=jax.random.key(0))
+      >>> run.history.step.values.tolist(), run.x.shape == run.y.shape
+      ([0, 1, 20], True)
     """
     if params is not None:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)

@@ -64,6 +64,12 @@ def sweep(
       FloatingPointError: a loss became NaN or infinite; names the step, the point and the seed. A store then holds all the
         others (`load_sweep`); without one, the first ends the sweep.
       OSError: the store cannot be written; what is done is safe.
+
+    Example:
+      >>> experiment = sim.Experiment(steps=20, batch_size=16, eval_pairs=32, eval_points=3)
+      >>> over = {"loss.temperature": [0.01, 0.1], "start.angle": [0.0, 1.5]}
+      >>> dict(sim.sweep(experiment, over=over, seeds=2, key=jax.random.key(0)).gap_norm.sizes)
+      {'loss.temperature': 2, 'start.angle': 2, 'seed': 2, 'step': 3}
     """
     if store is None:
         groups, arrays, config = _prepare(experiment, over, seeds, key, params)
