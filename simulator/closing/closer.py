@@ -79,7 +79,7 @@ class GapCloser:
       alpha_: the number behind `alpha`.
       curve_: (alpha, robustness) tried for alpha="best", else None.
       alpha_star_: [n], α at which each query is closest: ⟨y − μ_x, v⟩/‖v‖² for a shift v, ⟨Py, Pm⟩/‖Pm‖² for "centred", P
-        the projection that takes the exact directions out (see `_alpha_star`); the robustness of a query rises on
+        the projection that takes the exact directions out (see `closing.rules.MovedCentre`); the robustness of a query rises on
         [0, α*_y] and falls after for "complement" and "centred". NaN where nothing moves, and for "optimal".
       metric_: B, [d, d], for "optimal", else None.
 
