@@ -76,12 +76,12 @@ result["away"] = float(found[0])
 
 common = dict(data=sim.LatentPairs(96), encoder_x=sim.MLP(16, embed_dim=8), encoder_y=sim.MLP(16, embed_dim=8),
               batch_size=48, steps=60, eval_pairs=32, eval_points=4, dtype="float64", loss=sim.InfoNCE(sim.Learned(0.1)))
-from simulator import engine, training
+from simulator.training import engine, runs
 from simulator.training.runs import train_replicas
 if number == 1:  # its clock runs a thousand times as fast: on its own it would cut its calls after single steps
     from types import SimpleNamespace
-    monotonic = training.time.monotonic
-    training.time = SimpleNamespace(monotonic=lambda: 1000 * monotonic())
+    monotonic = runs.time.monotonic
+    runs.time = SimpleNamespace(monotonic=lambda: 1000 * monotonic())
 keys = jax.random.split(jax.random.key(0), 2)
 def trained(shards):
     history = train_replicas(sim.Experiment(**common, batch_shards=shards), {}, keys, replicas_per_block=1)[0]
@@ -90,7 +90,7 @@ for shards in (1, 2, 4):
     result[f"training {shards}"] = trained(shards)
 engine.calibrated_block_size = lambda *_: 2 + number  # each machine has measured another size
 many = jax.random.split(jax.random.key(0), 16)
-result["block"] = training.lay_out(sim.Experiment(**common), {}, many, None)[-1].replicas_per_block
+result["block"] = runs.lay_out(sim.Experiment(**common), {}, many, None)[-1].replicas_per_block
 engine.agreed = lambda own: own
 result["own clocks"] = trained(4)  # both replicas take their turns on the same four devices
 single = sim.Experiment(**{**common, "dtype": "float32"})

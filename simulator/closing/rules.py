@@ -117,6 +117,10 @@ class Soft(Rule):
     def __post_init__(self):
         require_number("penalty", self.penalty, least=0.0)
 
+    @property
+    def needs_covariance(self) -> bool:
+        return True  # its own is as large: what does not fit in memory is refused before the work
+
     def fit(self, sample: Sample) -> Shift:
         covariance = second_moment(sample.gallery, sample.mean)
         mean_variance = np.trace(covariance) / len(sample.gap)
