@@ -46,7 +46,9 @@ def test_what_every_rule_keeps(rng, name):
     turned = sim.GapCloser(**ALL[name]).fit(gallery @ turn, queries @ turn)
     np.testing.assert_allclose(turned.direction_, closer.direction_ @ turn, rtol=1e-9, atol=1e-11)
     if rule.shifts:
-        np.testing.assert_array_equal(closer.transform(gallery, 0.7), closer.index(gallery, 0.7).rows)
+        np.testing.assert_allclose(
+            closer.transform(gallery, 0.7), gallery + 0.7 * closer.direction_[None, :], rtol=1e-14
+        )
     else:
         with pytest.raises(ValueError, match="use index"):
             closer.transform(gallery, 0.7)
@@ -77,6 +79,8 @@ def test_a_rule_of_ones_own_is_certified(rng):
         (dict(rule="soft", shrinkage=0.5), "shrinkage=0.5 belongs to rule='optimal'"),
         (dict(rule=Part(), num_components=2), "num_components=2 belongs to rule='complement' and rule='centred'"),
         (dict(rule="near"), "one of 'complement'"),
+        (dict(rule=object()), "an instance of a class that derives from"),
+        (dict(rule=Part), "an instance of a class that derives from"),  # the class in place of an instance
     ],
 )
 def test_a_setting_of_another_rule_is_refused(options, words):

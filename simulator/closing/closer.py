@@ -62,7 +62,7 @@ class GapCloser:
                        to the stored power, scaled to the power of the gallery as it was: no decision changes.
 
     Args:
-      rule: one of the above, or any object that is a `simulator.closing.rules.Rule`.
+      rule: one of the above, or an instance of a class that derives from `simulator.closing.rules.Rule`.
       num_components: "complement": directions kept still, None for all; "centred": exact scalars, None for 0.
       alpha: how far `transform` and `index` close unless told otherwise. A number; "safe": min_y α*_y over the fitted
         queries (0 at least), up to which every one of them gains; "best": the α with the highest exact mean
@@ -123,6 +123,11 @@ class GapCloser:
         """The rule with its settings. Raises ValueError for a setting that is wrong, or that belongs to another rule."""
         if isinstance(self.rule, str):
             require_one_of("rule", self.rule, list(RULES))
+        elif not isinstance(self.rule, Rule):
+            raise ValueError(
+                f"rule is {self.rule!r}; it must be one of {', '.join(map(repr, RULES))}, or an instance of a class that derives "
+                "from simulator.closing.rules.Rule"
+            )
         for name, owners in _OWNERS.items():
             value, is_changed = getattr(self, name), getattr(self, name) != getattr(RULES[owners[0]], name)
             if is_changed and self.rule not in owners and name != "sigma":
@@ -223,7 +228,7 @@ class GapCloser:
                 f"rule={self.rule!r} is more than a shift of the rows: it keeps exact scalars beside them; use "
                 "index(gallery, alpha), which holds rows and scalars"
             )
-        return gallery + alpha * self.direction_[None, :]
+        return self._fitted.index(gallery, alpha).rows
 
     def index(self, gallery: Any, alpha: float | None = None) -> Index:
         """The closed gallery [K, d] as an Index: what to store, what to keep exact, how to score a query."""

@@ -60,7 +60,7 @@ class Fitted(Protocol):
         ...
 
 
-class Rule(Protocol):
+class Rule:
     """One way to close a gap: a frozen dataclass that derives from this one, says where it differs, and has `fit`.
 
     Attributes:
@@ -84,7 +84,7 @@ class Rule(Protocol):
 
     def fit(self, sample: Sample) -> Fitted:
         """What there is to learn from a sample."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no fit(sample)")
 
 
 @dataclasses.dataclass(frozen=True)
