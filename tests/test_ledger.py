@@ -16,12 +16,11 @@ import simulator as sim
 from experiments import catalogue
 from simulator.storage.results import load_dataset
 from tests.processes import run_and_count
+from tests.theorems.common import UNCERTAIN
 
 ROOT = Path(__file__).parents[1]
 STEMS = catalogue.stems()
 QUICK_MINUTES = 16  # of one processor: eight minutes on two
-# A number with its uncertainty, or an exact count.
-UNCERTAIN = re.compile(r"\d ± \d|\d[\d,]* of \d")
 
 every_claim = pytest.mark.parametrize("stem", STEMS)
 

@@ -245,8 +245,8 @@ def judge(data) -> list[sim.Row]:
     def rate(predicted):
         return equals_one(data.ratio_rate.values / predicted.values[:, None], ratio_tolerance)
 
-    def networks(prediction):
-        return equals_one(data.tower_measured.mean("tower_seed") / data[f"tower_{prediction}"], 0.05)
+    def networks(prediction):  # a mean over seeds has an error of some 0.007
+        return equals_one(data.tower_measured.mean("tower_seed") / data[f"tower_{prediction}"], 0.03)
 
     def in_time(predicted):
         return agreement(predicted.broadcast_like(data.random_measured), data.random_measured, data.random_error)

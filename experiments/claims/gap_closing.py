@@ -105,7 +105,7 @@ class Config:
 QUICK = Config(
     num_seeds=8, free=False, num_classes=72, embed_dim=80, steps=150, variances=(0.005,), alphas=(0.0, 1.0, 2.0),
     components=(1, 4, 8), bins=(8, 32, 256), num_queries=40, num_asked=12, num_exact=2,
-    num_draws=96, num_groups=4, num_bases=3, num_paired_draws=8,
+    num_draws=256, num_groups=4, num_bases=3, num_paired_draws=8,
 )  # fmt: skip
 
 

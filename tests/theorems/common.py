@@ -1,11 +1,14 @@
 """What the tests of the claims share."""
 
 import functools
+import re
 from pathlib import Path
 
 from experiments import catalogue
 
 FIGURES = Path(__file__).parents[2] / "figures"
+# A number with its uncertainty, or an exact count.
+UNCERTAIN = re.compile(r"\d ± \d|\d[\d,]* of \d")
 
 
 @functools.cache
