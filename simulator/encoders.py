@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from simulator.settings import register
 from simulator.validation import require_boolean, require_integer, require_number, require_one_of
 
 Activation = Literal["relu", "gelu", "tanh"]
@@ -87,6 +88,7 @@ class Table:
         return FreeEmbeddings(num_rows, self.embed_dim, rngs, dtype)
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Cones:
     """Where the two towers start: each modality in a cone of its own.

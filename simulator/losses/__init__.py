@@ -2,9 +2,6 @@
 
 from simulator.losses.contrastive import (
     SIMILARITIES,
-    InfoNCE,
-    Learned,
-    Sigmoid,
     Similarity,
     info_nce,
     logits,
@@ -13,16 +10,35 @@ from simulator.losses.contrastive import (
     sigmoid_loss,
     similarity_matrix,
 )
+from simulator.losses.objectives import (
+    InfoNCE,
+    Learned,
+    Loss,
+    Sigmoid,
+    at_step,
+    ignores_length,
+    learned_numbers,
+    numbers_now,
+    parameter_name,
+    scheduled_numbers,
+)
 
 __all__ = [
     "SIMILARITIES",
     "InfoNCE",
     "Learned",
+    "Loss",
     "Sigmoid",
     "Similarity",
+    "at_step",
+    "ignores_length",
     "info_nce",
+    "learned_numbers",
     "logits",
     "normalize_rows",
+    "numbers_now",
+    "parameter_name",
+    "scheduled_numbers",
     "sharded_info_nce",
     "sigmoid_loss",
     "similarity_matrix",

@@ -6,8 +6,6 @@ Row k of `x` is a gallery embedding, row i of `y` a query embedding; every matri
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -19,9 +17,7 @@ from simulator.losses.partition import log_partition, ring_partition
 from simulator.numerics.scaling import exponents, times_power, widened
 from simulator.validation import (
     is_traced,
-    require_boolean,
     require_integer,
-    require_known,
     require_number,
     require_one_of,
     require_paired,
@@ -31,73 +27,6 @@ from simulator.validation import (
 Similarity = Literal["cosine", "dot", "sqeuclidean"]
 Rows = jax.Array | np.ndarray
 SIMILARITIES = get_args(Similarity)
-
-
-@dataclasses.dataclass(frozen=True)
-class Learned:
-    """A temperature trained with the embeddings: τ = exp(−ν), ν a scalar parameter, as in CLIP.
-
-    Args:
-      initial: the temperature at the start, > 0.
-    """
-
-    initial: float
-
-    def __post_init__(self):
-        require_number("Learned.initial", self.initial, above=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class InfoNCE:
-    """The loss of an experiment: `info_nce` with a fixed, scheduled or learned temperature.
-
-    Args:
-      temperature: τ > 0; or an optax schedule step -> τ; or `Learned(initial)`.
-      similarity: "cosine", "dot" or "sqeuclidean".
-      block_size: rows of the gallery per block, None for the dense loss.
-    """
-
-    temperature: float | Callable | Learned
-    _: dataclasses.KW_ONLY
-    similarity: Similarity = "cosine"
-    block_size: int | None = None
-
-    def __post_init__(self):
-        _require_temperature("InfoNCE.temperature", self.temperature)
-        require_one_of("InfoNCE.similarity", self.similarity, SIMILARITIES)
-        if self.block_size is not None:
-            require_integer("InfoNCE.block_size", self.block_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sigmoid:
-    """The loss of an experiment: `sigmoid_loss` with a fixed, scheduled or learned temperature and a bias.
-
-    Args:
-      temperature: τ > 0; or an optax schedule step -> τ; or `Learned(initial)`.
-      bias: b, added to every logit; its value at the start when it is trained.
-      train_bias: whether b is a parameter, trained with the embeddings.
-      similarity: "cosine", "dot" or "sqeuclidean".
-    """
-
-    temperature: float | Callable | Learned
-    _: dataclasses.KW_ONLY
-    bias: float = -10.0
-    train_bias: bool = False
-    similarity: Similarity = "cosine"
-
-    def __post_init__(self):
-        _require_temperature("Sigmoid.temperature", self.temperature)
-        require_number("Sigmoid.bias", self.bias)
-        require_boolean("Sigmoid.train_bias", self.train_bias)
-        require_one_of("Sigmoid.similarity", self.similarity, SIMILARITIES)
-
-
-def _require_temperature(name: str, temperature) -> None:
-    if isinstance(temperature, Learned):
-        require_known(name, temperature, (Learned,))
-    elif not callable(temperature):
-        require_number(name, temperature, above=0.0)
 
 
 def normalize_rows(rows: Rows) -> jax.Array:

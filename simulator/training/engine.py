@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,14 +31,17 @@ CACHE_BYTES = 1 << 20  # of one core (level 2), where calibration has not measur
 CANDIDATES = (2, 4, 8, 16)  # replicas per block; 1 is left out: XLA lays a lone replica out badly
 
 
+class Values(NamedTuple):
+    """What a template lacks, by dotted path: numbers [R], one for each replica, and arrays that all replicas share."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How replicas lie on devices: blocks of `replicas_per_block`, dealt to `num_groups` groups of `batch_shards` devices.
+    """How replicas lie on devices: blocks of `replicas_per_block`, dealt to `num_groups` groups of `batch_shards` devices."""
 
-    join: (template, traced values) -> configuration.
-    """
-
-    join: Callable
     replicas_per_block: int
     num_groups: int
     batch_shards: int = 1
@@ -57,9 +60,9 @@ LITTLE_EFFORT = dict(xla_backend_optimization_level=1, xla_cpu_use_fusion_emitte
 def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = False) -> Callable:
     """Compile function(configuration, mapped, *shared) over a leading replica axis of `mapped`.
 
-    The result is called as run(template, values, mapped, *shared, layout=...): `template` is static, `values` are the
-    traced numbers [R] that `layout.join(template, values)` puts into it, and R must be what `plan` padded it to. The
-    function runs inside a mesh with the axes "replica" and "batch"; along the latter all its inputs are the same.
+    The result is called as run(template, values, mapped, *shared, layout=...): `template` (`simulator.settings.Template`) is
+    static, `values` are `Values`, and their R must be what `plan` padded it to. The function runs inside a mesh with the axes
+    "replica" and "batch"; along the latter all its inputs are the same.
 
     in_blocks=False takes the replicas of a device one at a time. What calls LAPACK needs it: its batched calls
     deadlock in XLA's CPU thread pool (seen with jaxlib 0.10.2: eigh of a batch of 4 on one device of a 2-core
@@ -70,15 +73,15 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
 
     @functools.partial(compiled, static_argnames=("template", "layout"))
     def run(template, values, mapped, *shared, layout: Layout):
-        one = lambda v, m, *s: function(layout.join(template, v), m, *s)
         size = layout.replicas_per_block
 
         def on_a_device(values, mapped, *shared):
+            one = lambda numbers, m: function(template.join(numbers | values.arrays), m, *shared)
             if not in_blocks:
-                return jax.lax.map(lambda pair: one(*pair, *shared), (values, mapped))
-            several = jax.vmap(one, in_axes=(0, 0, *(None,) * len(shared)))
+                return jax.lax.map(lambda pair: one(*pair), (values.numbers, mapped))
             cut = lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])
-            done = jax.lax.map(lambda pair: several(*pair, *shared), jax.tree.map(cut, (values, mapped)))
+            blocks = jax.tree.map(cut, (values.numbers, mapped))
+            done = jax.lax.map(lambda pair: jax.vmap(one)(*pair), blocks)
             return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * size, *leaf.shape[2:]), done)
 
         split, same = PartitionSpec("replica"), PartitionSpec()
@@ -86,7 +89,7 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
         return jax.shard_map(
             on_a_device,
             mesh=layout.mesh(),
-            in_specs=(split, split, *(same,) * len(shared)),
+            in_specs=(Values(split, same), split, *(same,) * len(shared)),
             out_specs=split,
             check_vma=False,
         )(values, mapped, *shared)
@@ -94,7 +97,7 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
     return run
 
 
-def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable) -> tuple[Layout, int]:
+def plan(count: int, replicas_per_block: int, batch_shards: int) -> tuple[Layout, int]:
     """The layout for `count` replicas, and the count padded to it: a block for every device that takes part; in one
     process, these are no more than there are blocks."""
     if batch_shards > jax.device_count():
@@ -112,7 +115,7 @@ def plan(count: int, replicas_per_block: int, batch_shards: int, join: Callable)
             "divide their number"
         )
     padded = -(-blocks // groups) * groups * replicas_per_block
-    return Layout(join, replicas_per_block, groups, batch_shards), padded
+    return Layout(replicas_per_block, groups, batch_shards), padded
 
 
 def fetch(tree: Any) -> Any:
@@ -153,6 +156,12 @@ def spread(keys: jax.Array, layout: Layout) -> jax.Array:
     sharding = jax.sharding.NamedSharding(layout.mesh(), PartitionSpec("replica"))
     wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(keys))
     return jax.jit(wrap, out_shardings=sharding)(np.asarray(jax.random.key_data(keys)))
+
+
+def on_all_devices(arrays: dict[str, Any], layout: Layout) -> dict[str, jax.Array]:
+    """Arrays as a whole on every device, so that no call of a program copies them; every process passes the same."""
+    sharding = jax.sharding.NamedSharding(layout.mesh(), PartitionSpec())
+    return {path: jax.device_put(np.asarray(array), sharding) for path, array in arrays.items()}
 
 
 def block_size_from_memory(bytes_per_replica: int, count: int) -> int:

@@ -1,10 +1,9 @@
-"""The definition of an experiment, and how its fields are varied."""
+"""The definition of an experiment."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,43 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simulator.data import Digits, LatentPairs
+from simulator.data import DataSource, LatentPairs
 from simulator.encoders import MLP, Cones, Linear, Table
-from simulator.losses import InfoNCE, Sigmoid
+from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
+from simulator.settings import is_registered, register
 from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
 
-TRACED_FIELDS = (
-    "data.noise",
-    "data.cluster_spread",
-    "data.anisotropy",
-    "data.private_scale_x",
-    "data.private_scale_y",
-    "data.mismatched",
-    "start.angle",
-    "start.tightness",
-    "loss.temperature",
-    "loss.temperature.initial",
-    "loss.bias",
-    "swap_probability",
-    "learning_rate",
-)
 
-
+@register
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that defines a training run, but for the random key.
 
     Args:
-      data: LatentPairs or Digits.
+      data: LatentPairs, Pairs, Digits, or any object that is a `DataSource`.
       encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
         (dim_in, *, rngs, dtype) -> nnx module.
       start: Cones, or None for the start that the random towers have by themselves.
-      loss: InfoNCE or Sigmoid, with its temperature.
+      loss: InfoNCE, Sigmoid, or anything callable as (x, y, batch) -> scalar, x and y the rows of the batch [batch_size, d].
+        What is a dataclass must be registered (`simulator.register`): its numbers are then traced, swept, scheduled (optax
+        schedules) and learned (`Learned`) like a temperature.
       swap_probability: chance, per pair and step, that its two embeddings change sides before the loss: x_i takes part
         as a query and y_i as a gallery row (the hard swapping of Yaras et al. 2024). Measures are taken unswapped.
       optimizer: learning rate -> optax transformation; optax.adam runs in a faster form that is equal but for rounding.
       learning_rate: number > 0, or an optax schedule, >= 0 at every step.
-      batch_size: pairs per step, drawn without replacement within an epoch; at most data.num_pairs.
+      batch_size: pairs per step, drawn without replacement within an epoch; at most as many as there are to train on.
       steps: number of optimiser steps.
       eval_pairs: held-out pairs on which every measure is taken (a Table is measured on its own rows).
       eval_points: number of log-spaced steps at which measures are taken, step 0 and the last included.
@@ -58,11 +45,11 @@ class Experiment:
       dtype: "float32", or "float64" where JAX's 64-bit mode is on.
     """
 
-    data: LatentPairs | Digits = LatentPairs()
+    data: DataSource = LatentPairs()
     encoder_x: Callable = MLP()
     encoder_y: Callable = MLP()
     start: Cones | None = Cones()
-    loss: InfoNCE | Sigmoid = InfoNCE(temperature=0.01)
+    loss: Loss = InfoNCE(temperature=0.01)
     swap_probability: float = 0.0
     optimizer: Callable = optax.adam
     learning_rate: float | Callable = 1e-3
@@ -75,8 +62,8 @@ class Experiment:
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self):
-        require_known("Experiment.data", self.data, (LatentPairs, Digits))
-        require_known("Experiment.loss", self.loss, (InfoNCE, Sigmoid))
+        _require_source(self.data)
+        _require_loss(self.loss)
         if self.start is not None:
             require_known("Experiment.start", self.start, (Cones,))
         for name in ("encoder_x", "encoder_y"):
@@ -84,6 +71,8 @@ class Experiment:
             shipped = next((cls for cls in (MLP, Linear, Table) if isinstance(tower, cls)), None)
             if shipped is not None and type(tower).__call__ is shipped.__call__:
                 require_known(f"Experiment.{name}", tower, (shipped,))
+        for name in ("data", "loss", "encoder_x", "encoder_y", "optimizer"):
+            _require_hashable(name, getattr(self, name))
         for name in ("encoder_x", "encoder_y", "optimizer"):
             if not callable(getattr(self, name)):
                 raise ValueError(
@@ -96,29 +85,104 @@ class Experiment:
             require_integer(f"Experiment.{field}", getattr(self, field), least=2)
         for field in ("steps", "batch_shards"):
             require_integer(f"Experiment.{field}", getattr(self, field))
-        if self.batch_shards > 1 and isinstance(self.loss, Sigmoid):
-            raise ValueError("batch_shards spreads InfoNCE only; train a Sigmoid loss with batch_shards = 1")
+        if self.batch_shards > 1 and not _can_spread(type(self.loss)):
+            raise ValueError(
+                f"batch_shards spreads InfoNCE only; train {type(self.loss).__name__} with batch_shards = 1, or give it a "
+                "method spread(x, y, batch, axis_name)"
+            )
         if self.batch_size % self.batch_shards:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be a multiple of batch_shards = {self.batch_shards}"
             )
         require_number("Experiment.swap_probability", self.swap_probability, least=0.0, most=1.0)
         require_one_of("Experiment.dtype", self.dtype, ("float32", "float64"))
-        num_pairs = self.data.num_pairs
+        num_pairs, total = self.num_pairs, getattr(self.data, "total", None)
         if num_pairs is None and self.is_table:
             raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
+        if total is not None and not 2 <= num_pairs <= total - self.eval_pairs:
+            raise ValueError(
+                f"{max(num_pairs, 2)} training and {self.eval_pairs} held-out pairs are more than the {total} of "
+                f"{_name(self.data)}; lower {_name(self.data)}.num_pairs or eval_pairs"
+            )
         if num_pairs is not None and self.batch_size > num_pairs:
             raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
-        if isinstance(self.data, Digits) and self.data.num_pairs + self.eval_pairs > self.data.total:
-            raise ValueError(
-                f"{num_pairs} training and {self.eval_pairs} held-out pairs are more than the {self.data.total} digits; "
-                "lower Digits.num_pairs or eval_pairs"
-            )
+
+    @property
+    def num_pairs(self) -> int | None:
+        """Size of the training set; None where every step draws fresh pairs."""
+        total = getattr(self.data, "total", None)
+        return total - self.eval_pairs if self.data.num_pairs is None and total is not None else self.data.num_pairs
 
     @property
     def is_table(self) -> bool:
         """Whether a tower is a Table, which is measured on its own rows."""
         return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+
+
+def _name(part: Any) -> str:
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _can_spread(cls: type) -> bool:
+    """Whether a loss has a sharded form that belongs to its own `__call__`, not to that of a class it inherits from."""
+    defines = lambda method: next((i for i, base in enumerate(cls.__mro__) if method in vars(base)), len(cls.__mro__))
+    return defines("spread") <= defines("__call__") < len(cls.__mro__)
+
+
+def _require_hashable(name: str, part: Any) -> None:
+    try:
+        hash(jax.tree.structure(part))
+    except TypeError as error:
+        raise ValueError(
+            f"Experiment.{name} is {_name(part)}, which holds something that is not hashable ({error}); keep lists as tuples "
+            "and arrays in fields of a class that is registered (sim.register)"
+        ) from error
+
+
+def _require_source(data: Any) -> None:
+    missing = [name for name in ("dim_x", "dim_y", "num_pairs", "draw_world", "draw_pairs") if not hasattr(data, name)]
+    if isinstance(data, type) or missing:
+        lacks = "is a class; pass an object of it" if isinstance(data, type) else f"lacks {', '.join(missing)}"
+        raise ValueError(
+            f"Experiment.data is {_name(data)}, which {lacks}; a source of pairs has dim_x, dim_y, num_pairs, draw_world(key, "
+            "dtype) and draw_pairs(world, n, key); for arrays use Pairs(x, y)"
+        )
+    for name in ("dim_x", "dim_y"):
+        require_integer(f"{_name(data)}.{name}", getattr(data, name))
+    if data.num_pairs is not None:
+        require_integer(f"{_name(data)}.num_pairs", data.num_pairs, least=2)
+    _require_own_class("data", data, "draw_pairs")
+
+
+def _require_loss(loss: Any) -> None:
+    if isinstance(loss, type) or not callable(loss):
+        raise ValueError(
+            f"Experiment.loss is {loss!r}; it must be an object that is called as loss(x, y, batch), like InfoNCE(0.1)"
+        )
+    _require_own_class("loss", loss, "__call__")
+    if clash := {parameter_name(path) for path in learned_numbers(loss)} & {"x", "y"}:
+        raise ValueError(f"{_name(loss)} learns a number called {min(clash)}, which is a tower; give the field another name")
+
+
+def _require_own_class(field: str, part: Any, method: str) -> None:
+    """Refuse a dataclass that is not registered, and one whose new fields nothing reads."""
+    if not dataclasses.is_dataclass(part):
+        return
+    cls = type(part)
+    if not is_registered(part):
+        raise ValueError(
+            f"Experiment.{field} is of the dataclass {cls.__name__}, which is not registered: its numbers could not be traced; "
+            "write @sim.register above it"
+        )
+    for base in cls.__mro__[1:]:
+        if not dataclasses.is_dataclass(base):
+            continue
+        added = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(base)}
+        if added and getattr(cls, method) is getattr(base, method):
+            raise ValueError(
+                f"Experiment.{field} is of class {cls.__name__}, which adds {', '.join(sorted(added))} to {base.__name__} and "
+                f"has its {method}: training would ignore what it adds; write a {method} that uses it"
+            )
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,13 +193,13 @@ def _scheduled(schedule: Callable, count: int) -> np.ndarray:
 
 
 def require_schedules(experiment: Experiment) -> None:
-    """Raise ValueError, naming the step, where a schedule of the experiment gives a temperature that is not a finite number
-    > 0, or a learning rate that is not one >= 0 (a warm-up may start from 0)."""
-    # Measures are taken after the last step too, at that step's temperature.
-    checks = (
-        ("loss.temperature", experiment.loss.temperature, experiment.steps + 1, "> 0", lambda v: v > 0),
-        ("learning_rate", experiment.learning_rate, experiment.steps, ">= 0", lambda v: v >= 0),
-    )
+    """Raise ValueError, naming the step, where a schedule of the experiment gives a number that is not finite, a temperature
+    that is not > 0, or a learning rate that is not >= 0 (a warm-up may start from 0)."""
+    # Measures are taken after the last step too, with that step's loss.
+    checks = [("learning_rate", experiment.learning_rate, experiment.steps, " >= 0", lambda v: v >= 0)]
+    for path, schedule in scheduled_numbers(experiment.loss).items():
+        wanted, is_good = (" > 0", lambda v: v > 0) if path == "temperature" else ("", lambda v: v == v)
+        checks.append((f"loss.{path}", schedule, experiment.steps + 1, wanted, is_good))
     for name, schedule, count, wanted, is_good in checks:
         if not callable(schedule):
             continue
@@ -147,38 +211,6 @@ def require_schedules(experiment: Experiment) -> None:
         bad = np.flatnonzero(~(np.isfinite(values) & is_good(values)))
         if bad.size:
             raise ValueError(
-                f"the schedule of {name} gives {values[bad[0]]:g} at step {bad[0]}; it must be a finite number {wanted} at all "
+                f"the schedule of {name} gives {values[bad[0]]:g} at step {bad[0]}; it must be a finite number{wanted} at all "
                 f"{count} steps (in {experiment.dtype}): give it an end value, or train fewer steps"
             )
-
-
-def replace_field(config: Any, path: str, value: Any) -> Any:
-    """A copy of a nested frozen dataclass with the field at a dotted path replaced, or ValueError."""
-    name, _, rest = path.partition(".")
-    names = (
-        [field.name for field in dataclasses.fields(config) if field.init] if dataclasses.is_dataclass(config) else []
-    )
-    if name not in names:
-        raise ValueError(
-            f"{type(config).__name__} has no field {name!r}; it has {', '.join(n for n in names if n != '_') or 'none'}"
-        )
-    return dataclasses.replace(config, **{name: replace_field(getattr(config, name), rest, value) if rest else value})
-
-
-def split_traced(experiment: Experiment) -> tuple[Experiment, dict[str, float]]:
-    """The experiment with every traced number replaced by 1 (so that equal shapes share a compilation), and
-    those numbers. A 0 stays in place: it switches a knob off, and what is off should cost nothing."""
-    found = {}
-    for path in TRACED_FIELDS:
-        value: Any = experiment
-        for name in path.split("."):
-            value = getattr(value, name, None)
-        if isinstance(value, (numbers.Real, np.ndarray, jax.Array)) and np.ndim(value) == 0 and value != 0:
-            found[path] = float(value)
-            experiment = replace_field(experiment, path, 1.0)
-    return experiment, found
-
-
-def join_traced(template: Experiment, values: dict[str, Any]) -> Experiment:
-    """The experiment with the given values at their dotted paths, the inverse of `split_traced`."""
-    return functools.reduce(lambda config, item: replace_field(config, *item), values.items(), template)

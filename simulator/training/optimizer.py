@@ -14,15 +14,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simulator.losses import learned_numbers, parameter_name
 from simulator.training.experiment import Experiment
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # optax.adam's defaults
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """experiment.optimizer(learning_rate); for optax.adam the equal form above (the same steps but for rounding)."""
+    """experiment.optimizer(learning_rate), for optax.adam in the equal form above (the same steps but for rounding). A learned
+    number of the loss has no weight decay, and its own optimiser where it has its own learning rate."""
     make = _adam if experiment.optimizer is optax.adam else experiment.optimizer
-    return make(experiment.learning_rate)
+    optimizer = make(experiment.learning_rate)
+    learned = {parameter_name(path): number for path, number in learned_numbers(experiment.loss).items()}
+    if own := {name: make(n.learning_rate) for name, n in learned.items() if n.learning_rate is not None}:
+        labels = lambda params: {name: name if name in own else "rest" for name in params}
+        optimizer = optax.multi_transform(own | dict(rest=optimizer), labels)
+    return _without_decay(optimizer, tuple(learned)) if learned else optimizer
+
+
+def _without_decay(optimizer: optax.GradientTransformation, names: tuple[str, ...]) -> optax.GradientTransformation:
+    """The optimiser for which the named parameters are 0: decay in proportion to a parameter leaves them alone."""
+
+    def update(updates, state, params=None):
+        seen = None if params is None else params | {name: jnp.zeros_like(params[name]) for name in names}
+        return optimizer.update(updates, state, seen)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _adam(learning_rate: Any) -> optax.GradientTransformation:

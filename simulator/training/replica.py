@@ -14,14 +14,22 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from simulator.data import Batch, Digits, draw_pairs, draw_world, held_out_config, take
+from simulator.data import Batch, draw, take
 from simulator.encoders import Table, place_in_cones
 from simulator.geometry import gap_vector, measure_gap
-from simulator.losses import Learned, Sigmoid, info_nce, normalize_rows, sharded_info_nce, sigmoid_loss
+from simulator.losses import (
+    SIMILARITIES,
+    Loss,
+    at_step,
+    ignores_length,
+    learned_numbers,
+    normalize_rows,
+    numbers_now,
+    parameter_name,
+)
 from simulator.training import engine
 from simulator.training.experiment import Experiment
 from simulator.training.optimizer import make_optimizer
-from simulator.training.randomness import hashed_normal
 from simulator.validation import is_traced
 
 
@@ -45,14 +53,15 @@ def start(experiment: Experiment, key):
     """The state of one replica before its first step."""
     keys = keys_of(key)
     data, dtype = experiment.data, jnp.dtype(experiment.dtype)
-    world = draw_world(data, key=keys.world, dtype=dtype)
-    if isinstance(data, Digits):
-        everything = draw_pairs(data, world, data.num_pairs + experiment.eval_pairs, key=keys.training)
-        training = take(everything, slice(None, data.num_pairs))
-        held_out = take(everything, slice(data.num_pairs, None))
+    num_pairs, held_out_pairs = experiment.num_pairs, experiment.eval_pairs
+    world = data.draw_world(key=keys.world, dtype=dtype)
+    if hasattr(data, "total"):
+        everything = draw(data, world, num_pairs + held_out_pairs, keys.training)
+        training, held_out = take(everything, slice(None, num_pairs)), take(everything, slice(num_pairs, None))
     else:
-        training = draw_pairs(data, world, data.num_pairs or experiment.eval_pairs, key=keys.training)
-        held_out = draw_pairs(held_out_config(data), world, experiment.eval_pairs, key=keys.held_out)
+        training = draw(data, world, num_pairs or held_out_pairs, keys.training)
+        right = data.held_out() if hasattr(data, "held_out") else data
+        held_out = draw(right, world, held_out_pairs, keys.held_out)
     if experiment.is_table:
         held_out = training
     towers = build_towers(experiment, jax.random.split(keys.towers))
@@ -64,8 +73,8 @@ def start(experiment: Experiment, key):
         params=params,
         optimizer=make_optimizer(experiment).init(params),
         # A stream draws its pairs from the world; a fixed set keeps its pairs and this epoch's order.
-        source=world if data.num_pairs is None else training,
-        order=jnp.arange(data.num_pairs or 0),
+        source=world if num_pairs is None else training,
+        order=jnp.arange(num_pairs or 0),
         held_out=held_out,
         key=keys.steps,
         step=jnp.zeros((), jnp.int32),
@@ -79,12 +88,13 @@ initialise = engine.over_replicas(start, in_blocks=False, runs_once=True)
 @functools.partial(engine.over_replicas, in_blocks=True)
 def advance(experiment: Experiment, state, start, stop):
     optimizer = make_optimizer(experiment)
-    data, batch_size, num_pairs = experiment.data, experiment.batch_size, experiment.data.num_pairs
+    batch_size, num_pairs = experiment.batch_size, experiment.num_pairs
+    learned = learned_numbers(experiment.loss)
 
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if num_pairs is None:
-            return draw_pairs(data, state["source"], batch_size, key=key, normal=hashed_normal), state["order"]
+            return draw(experiment.data, state["source"], batch_size, key, stream=True), state["order"]
         if batch_size == num_pairs:
             return state["source"], state["order"]
         position = step % (num_pairs // batch_size)
@@ -99,6 +109,8 @@ def advance(experiment: Experiment, state, start, stop):
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
             params = optax.apply_updates(state["params"], updates)
+            bounded = {parameter_name(path): number.bounded for path, number in learned.items()}
+            params = params | {name: bound(params[name]) for name, bound in bounded.items()}
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
             params=params,
@@ -114,13 +126,13 @@ def advance(experiment: Experiment, state, start, stop):
 def measure(experiment: Experiment, state):
     """(history, x, y, labels) of one replica, on its held-out pairs."""
     x, y = embed(state["params"], experiment, state["held_out"])
-    similarity = experiment.loss.similarity
-    temperature = _temperature(state["params"], experiment, state["step"])
-    measures = dataclasses.asdict(measure_gap(x, y, temperature=temperature, similarity=similarity))
-    loss = _loss_of_rows(state["params"], experiment, x, y, temperature)
-    history = measures | dict(loss=loss, temperature=temperature, gap=gap_vector(x, y))
-    if isinstance(experiment.loss, Sigmoid):
-        history["bias"] = _bias(state["params"], experiment.loss, experiment.dtype)
+    loss = _loss_now(experiment, state["params"], state["step"])
+    similarity = getattr(loss, "similarity", None)
+    measures = measure_gap(
+        x, y, temperature=getattr(loss, "temperature", None), similarity=similarity if similarity in SIMILARITIES else "cosine"
+    )
+    measures = dataclasses.asdict(measures)
+    history = measures | dict(loss=loss(x, y, state["held_out"]), gap=gap_vector(x, y)) | numbers_now(loss)
     return history, x, y, state["held_out"].labels
 
 
@@ -137,38 +149,22 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
     def of_parameters(params):
         with jax.named_scope("towers"):
             # The cosine takes rows of any length: to scale them to unit length once is enough.
-            raw = experiment.loss.similarity == "cosine"
-            x, y = embed(params, experiment, batch, normalize=not raw)
+            x, y = embed(params, experiment, batch, normalize=not ignores_length(experiment.loss))
         if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
             # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
             own = jax.random.fold_in(jax.random.fold_in(key, step), 1)
             swapped = local(jax.random.bernoulli(own, experiment.swap_probability, (experiment.batch_size, 1)))
             x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
         with jax.named_scope("loss"):
-            return _loss_of_rows(params, experiment, x, y, _temperature(params, experiment, step), sharded=shards > 1)
+            loss = _loss_now(experiment, params, step)
+            return loss(x, y, batch) if shards == 1 else loss.spread(x, y, batch, "batch")
 
     value, gradient = jax.value_and_grad(of_parameters)(params)
     return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
 
 
-def _loss_of_rows(params, experiment: Experiment, x, y, temperature, *, sharded: bool = False):
-    loss = experiment.loss
-    if isinstance(loss, Sigmoid):
-        bias = _bias(params, loss, experiment.dtype)
-        return sigmoid_loss(x, y, temperature=temperature, bias=bias, similarity=loss.similarity)
-    function = functools.partial(sharded_info_nce, axis_name="batch") if sharded else info_nce
-    return function(x, y, temperature=temperature, similarity=loss.similarity, block_size=loss.block_size)
-
-
-def _bias(params, loss: Sigmoid, dtype: str):
-    return params["bias"] if loss.train_bias else jnp.asarray(loss.bias, dtype)
-
-
-def _temperature(params, experiment: Experiment, step):
-    temperature = experiment.loss.temperature
-    if isinstance(temperature, Learned):
-        return jnp.exp(-params["log_scale"])
-    return jnp.asarray(temperature(step) if callable(temperature) else temperature, experiment.dtype)
+def _loss_now(experiment: Experiment, params, step) -> Loss:
+    return at_step(experiment.loss, params, step, experiment.dtype)
 
 
 def embed(params, experiment: Experiment, batch: Batch, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
@@ -190,9 +186,8 @@ def _inputs(encoder, batch: Batch, name: str):
 
 
 def _input_width(experiment: Experiment, name: str):
-    data = experiment.data
     encoder = dict(_encoders(experiment))[name]
-    return data.num_pairs if isinstance(encoder, Table) else getattr(data, f"dim_{name}")
+    return experiment.num_pairs if isinstance(encoder, Table) else getattr(experiment.data, f"dim_{name}")
 
 
 def build_towers(experiment: Experiment, keys):
@@ -218,17 +213,22 @@ def build_towers(experiment: Experiment, keys):
 
 
 def trained_params(experiment: Experiment, towers) -> dict[str, Any]:
-    """What is trained: both towers, and the scale and the bias of the loss where they are learned."""
+    """What is trained: both towers, and the learned numbers of the loss."""
     params: dict[str, Any] = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
-    if isinstance(experiment.loss.temperature, Learned):
-        params["log_scale"] = -jnp.log(jnp.asarray(experiment.loss.temperature.initial, experiment.dtype))
-    if isinstance(experiment.loss, Sigmoid) and experiment.loss.train_bias:
-        params["bias"] = jnp.asarray(experiment.loss.bias, experiment.dtype)
+    for path, learned in learned_numbers(experiment.loss).items():
+        params[parameter_name(path)] = learned.parameter(jnp.asarray(learned.initial, experiment.dtype))
     return params
 
 
-@functools.lru_cache(maxsize=64)
 def _graph(encoder, width: int, dtype: str):
     """The static half of a tower, found without computing anything."""
+    # A tower with traced numbers cannot be remembered.
+    return (_built if jax.tree.leaves(encoder) != [encoder] else _remembered)(encoder, width, dtype)
+
+
+def _built(encoder, width: int, dtype: str):
     build = lambda: encoder(width, rngs=nnx.Rngs(params=0), dtype=jnp.dtype(dtype))
     return nnx.split(nnx.eval_shape(build))[0]
+
+
+_remembered = functools.lru_cache(maxsize=64)(_built)

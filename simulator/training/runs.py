@@ -1,8 +1,8 @@
 """Train two small encoders with a contrastive loss: one experiment, or many replicas of it at once.
 
-All replicas of one shape run in one compiled program (`simulator.training.replica`, through `simulator.training.engine`). The numbers that
-a sweep varies most (`experiment.TRACED_FIELDS`) are arguments of that program rather than constants in it, so changing
-them compiles nothing again, and `train` is the engine with one replica.
+All replicas of one shape run in one compiled program (`simulator.training.replica`, through `simulator.training.engine`). The
+numbers of an experiment, the leaves of its pytree, are arguments of that program rather than constants in it, so changing them
+compiles nothing again, and `train` is the engine with one replica.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 
 from simulator.storage.checkpoints import Checkpoint
 from simulator.storage.identity import describe_config, describe_run, require_identified
+from simulator.settings import Template, replace_field, replaced, split
 from simulator.training import engine, replica
-from simulator.training.experiment import Experiment, join_traced, require_schedules, split_traced
+from simulator.training.experiment import Experiment, require_schedules
 from simulator.training.optimizer import make_optimizer
 
 
@@ -141,7 +142,7 @@ def train_replicas(
     measure = lambda state: engine.fetch(replica.evaluate(template, values, state, layout=layout)[0])
     state = replica.initialise(template, values, keys, layout=layout)
     if params is not None:
-        state = _start_from(params, state, template)
+        state = _start_from(params, state, experiment)
     rows = [measure(state)]
     at, saved_at = 0, time.monotonic()
     if checkpoint is not None and (saved := checkpoint.restore(_plain(state))) is not None:
@@ -203,20 +204,25 @@ def _slices(start: int, stop: int, bar):
         start = last
 
 
-def lay_out(experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None):
-    """Template, traced values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
+def lay_out(
+    experiment: Experiment, varied, keys: jax.Array, replicas_per_block: int | None
+) -> tuple[Template, engine.Values, jax.Array, engine.Layout]:
+    """Template, values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
     every device by repeating the last replica."""
-    template, fixed = split_traced(experiment)
+    for path, found in varied.items():  # a fixed number in place of a schedule
+        experiment = replace_field(experiment, path, float(found[0]))
+    template, fixed, arrays = split(experiment, varied)
     count = len(keys)
     if replicas_per_block is None:
-        known = engine.calibrated_block_size(_shape_of_work(template), None)
-        fitting = known or engine.block_size_from_memory(_bytes_per_replica(template), count)
+        known = engine.calibrated_block_size(_shape_of_work(experiment), None)
+        fitting = known or engine.block_size_from_memory(_bytes_per_replica(experiment), count)
         # Machines that work together may have measured different sizes, and must cut alike.
         replicas_per_block = engine.agreed(min(fitting, -(-count // jax.device_count())))
-    layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards, join_traced)
-    values = {name: np.full(count, value) for name, value in fixed.items()} | dict(varied)
-    values = {name: np.asarray(value, experiment.dtype) for name, value in values.items()}
-    values = {name: np.pad(value, (0, padded - count), mode="edge") for name, value in values.items()}
+    layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards)
+    numbers = {path: np.full(count, value) for path, value in fixed.items()} | dict(varied)
+    numbers = {path: np.asarray(value, experiment.dtype) for path, value in numbers.items()}
+    numbers = {path: np.pad(value, (0, padded - count), mode="edge") for path, value in numbers.items()}
+    values = engine.Values(numbers, engine.on_all_devices(arrays, layout))
     keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padded - count, axis=0)])
     return template, values, engine.spread(keys, layout), layout
 
@@ -239,12 +245,11 @@ def shapes_of(experiment: Experiment) -> tuple[dict[str, tuple[tuple[int, ...], 
 def calibrate(experiment: Experiment) -> int:
     """Replicas per block that train this experiment fastest on this machine: measured once (some seconds, most of them
     compiling; longer where a single step is long), then looked up."""
-    template, _ = split_traced(experiment)
 
     def seconds_per_replica(replicas_per_block):
         count = replicas_per_block * jax.device_count()
         keys = jax.random.split(jax.random.key(0), count)
-        _, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
+        template, values, keys, layout = lay_out(experiment, {}, keys, replicas_per_block)
         state = replica.initialise(template, values, keys, layout=layout)
 
         def seconds(steps, least):
@@ -254,23 +259,25 @@ def calibrate(experiment: Experiment) -> int:
         steps = min(20, max(1, int(0.05 / (count * seconds(1, 0.0)))))  # a call of 50 ms hides what a call itself costs
         return seconds(steps, 0.3)
 
-    return cast(int, engine.calibrated_block_size(_shape_of_work(template), seconds_per_replica))
+    return cast(int, engine.calibrated_block_size(_shape_of_work(experiment), seconds_per_replica))
 
 
-def _shape_of_work(template: Experiment) -> str:
-    """What the speed depends on: everything but the traced numbers, the steps and the measures; and the machine."""
-    template = dataclasses.replace(template, steps=1, eval_points=2, eval_pairs=2)
+def _shape_of_work(experiment: Experiment) -> str:
+    """What the speed depends on: everything but the numbers, the steps and the measures; and the machine."""
+    template, _, arrays = split(experiment)
+    shapes = {path: jax.ShapeDtypeStruct(np.shape(array), array.dtype) for path, array in arrays.items()}
+    ones = dict.fromkeys(filter(None, template.given), 1.0)
+    experiment = template.join(ones | {path: str(shape) for path, shape in shapes.items()})
+    experiment = replaced(experiment, steps=1, eval_points=2, eval_pairs=2)
     machine = (platform.processor() or platform.machine(), jax.devices()[0].device_kind, jax.device_count())
-    return json.dumps([describe_config(template), machine, jax.__version__])
+    return json.dumps([describe_config(experiment), machine, jax.__version__])
 
 
-def _bytes_per_replica(template: Experiment) -> int:
+def _bytes_per_replica(experiment: Experiment) -> int:
     """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
-    values = {name: jax.ShapeDtypeStruct((), template.dtype) for name in split_traced(template)[1]}
-    one = lambda values, key: replica.start(join_traced(template, values), key)
-    state = jax.eval_shape(one, values, jax.random.key(0))
+    state = jax.eval_shape(replica.start, experiment, jax.random.key(0))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    logits = 2 * template.batch_size**2 * jnp.dtype(template.dtype).itemsize
+    logits = 2 * experiment.batch_size**2 * jnp.dtype(experiment.dtype).itemsize
     return size((state["params"], state["optimizer"])) + logits
 
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from simulator.storage import sweeps
 from simulator.storage.identity import describe_config, describe_run, label, require_identified
+from simulator.settings import numbers, replace_field
 from simulator.storage.results import provenance
 from simulator.training import engine
-from simulator.training.experiment import TRACED_FIELDS, Experiment, replace_field, require_schedules
+from simulator.training.experiment import Experiment, require_schedules
 from simulator.training.runs import calibrate, evaluation_steps, first_bad_step, lay_out, shapes_of, train_replicas
 from simulator.validation import require_integer
 
@@ -36,8 +37,8 @@ def sweep(
     """Train every combination of the swept fields with every seed.
 
     Seed s uses fold_in(key, s) at every point of the grid, so that points differ in the swept fields alone.
-    Traced fields (`experiment.TRACED_FIELDS`: temperature, angle, tightness, noise, learning rate and others) share one
-    compiled program; any other field is looped over.
+    Numbers (the leaves of the experiment as a pytree: temperature, angle, noise, learning rate, the numbers of a loss of one's
+    own) share one compiled program; any other field is looped over.
 
     Args:
       experiment: the common part.
@@ -155,7 +156,7 @@ def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params):
         name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
         for name, (_, dtype) in {name: found for s in shapes for name, found in s.items()}.items()
     }
-    static, traced = _split(over)
+    static, traced = _split(experiment, over)
     config = describe_run(experiment, key, params) | dict(
         over={path: describe_config(values) for path, values in over.items()},
         order=[*static, *traced],
@@ -198,10 +199,11 @@ class _Group:
         return f"replica {replica} ({settings}{', ' if settings else ''}seed {replica % self.seeds})"
 
 
-def _split(over) -> tuple[list[str], list[str]]:
+def _split(experiment: Experiment, over) -> tuple[list[str], list[str]]:
     """Swept fields that need a program for each value, and those that are numbers in one program."""
-    traced = [p for p in over if p in TRACED_FIELDS and not any(callable(v) or not np.isscalar(v) for v in over[p])]
-    return [p for p in over if p not in traced], traced
+    is_leaf = lambda path, value: np.ndim(numbers(replace_field(experiment, path, value)).get(path, [])) == 0
+    traced = [path for path, values in over.items() if all(is_leaf(path, value) for value in values)]
+    return [path for path in over if path not in traced], traced
 
 
 def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) -> list[_Group]:
@@ -214,7 +216,7 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) ->
             raise ValueError(f"the swept field {path!r} has no values; give at least one")
         for value in values:  # validates path and value before anything is trained
             require_schedules(replace_field(experiment, path, value))
-    static, traced = _split(over)
+    static, traced = _split(experiment, over)
     points = list(itertools.product(*(over[p] for p in traced)))
     keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(np.tile(np.arange(seeds), len(points)))
     varied = {p: np.repeat([v[i] for v in points], seeds) for i, p in enumerate(traced)}

@@ -1,45 +1,28 @@
-"""Paired data of two modalities: synthetic pairs with every knob, and one real data set.
+"""Synthetic pairs that share a hidden variable, with a knob for everything.
 
-A data configuration is a frozen dataclass. `draw_world` draws what stays fixed for a whole experiment
-(the mixing matrices, the cluster centres, a shuffle of real data), `draw_pairs` draws pairs from that
-world, and `sample` does both. What makes pairs imperfect (wrong partners, several queries per gallery
-row) is for training only: `held_out_config` takes it out.
+What makes pairs imperfect (wrong partners, several queries per gallery row) is for training only: `LatentPairs.held_out` takes it
+out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from simulator.data.source import Batch
+from simulator.numerics.randomness import hashed_normal
+from simulator.settings import register
 from simulator.validation import is_traced, require_boolean, require_integer, require_number, require_one_of
 
 Latent = Literal["gaussian", "sphere", "clusters"]
 Mixing = Literal["linear", "mlp"]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "y", "labels", "index"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """n pairs, as `sample` draws them.
-
-    Attributes:
-      x, y: observations, [n, dim_x] and [n, dim_y].
-      labels: cluster or class, [n]; −1 where there is none.
-      index: row of the data set, [n] (for free embeddings).
-    """
-
-    x: jax.Array
-    y: jax.Array
-    labels: jax.Array
-    index: jax.Array
-
-
+@register
 @dataclasses.dataclass(frozen=True)
 class LatentPairs:
     """Pairs that share a latent z: x = mix_x(z, u) + noise, y = mix_y(z, w) + noise, with u and w private to a modality.
@@ -79,7 +62,7 @@ class LatentPairs:
     latent: Latent = "gaussian"
     num_clusters: int = 10
     cluster_spread: float = 0.3
-    class_imbalance: float = 0.0
+    class_imbalance: float = dataclasses.field(default=0.0, metadata=dict(static=True))  # 0 draws labels in another way
     anisotropy: float = 0.0
     private_dim_x: int = 0
     private_dim_y: int = 0
@@ -121,78 +104,30 @@ class LatentPairs:
                 f"{self.queries_per_gallery}"
             )
 
+    def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+        """The mixings of both modalities and the cluster centres."""
+        keys = jax.random.split(key, 3)
+        return dict(
+            mix_x=_draw_mixing(self, self.private_dim_x, self.dim_x, keys[0], dtype),
+            mix_y=_draw_mixing(self, self.private_dim_y, self.dim_y, keys[1], dtype),
+            centres=jax.random.normal(keys[2], (self.num_clusters, self.latent_dim), dtype),
+        )
 
-@dataclasses.dataclass(frozen=True)
-class Digits:
-    """The 1,797 handwritten digits that scikit-learn ships: x is the left half of an image, y its right half,
-    32 pixels each in [0, 1], with the digit as label.
+    def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
+        """n pairs from a given world; labels are those of x."""
+        return _draw(self, world, n, key, jax.random.normal)
 
-    Args:
-      num_pairs: size of the training set; the pairs held out for evaluation come from the rest.
-    """
+    def draw_stream(self, world: Any, n: int, key: jax.Array) -> Batch:
+        """As `draw_pairs`, with cheaper Gaussian numbers."""
+        return _draw(self, world, n, key, hashed_normal)
 
-    num_pairs: int = 1285
-
-    total = 1797
-    dim_x = 32
-    dim_y = 32
-
-    def __post_init__(self):
-        require_integer("Digits.num_pairs", self.num_pairs, least=2)
-        if self.num_pairs >= self.total:
-            raise ValueError(
-                f"Digits.num_pairs is {self.num_pairs}; there are {self.total} pairs in all and some must be held out"
-            )
+    def held_out(self) -> LatentPairs:
+        """The same world with right, one-to-one pairs: what retrieval and alignment are measured on."""
+        return dataclasses.replace(self, mismatched=0.0, queries_per_gallery=1)
 
 
-def sample(config: LatentPairs | Digits, n: int, *, key: jax.Array, dtype: Any = jnp.float32) -> Batch:
-    """n pairs from a world of their own: both the mixing and the pairs are drawn from `key`.
-
-    Args:
-      config: LatentPairs or Digits.
-      n: number of pairs.
-      key: JAX random key.
-      dtype: of the observations.
-
-    Returns:
-      Batch with x [n, dim_x], y [n, dim_y], labels [n], index [n].
-
-    Raises:
-      ValueError: n < 1, or more pairs than a real data set has.
-
-    Example:
-      >>> batch = sim.sample(sim.LatentPairs(dim_x=8, dim_y=6), 5, key=jax.random.key(0))
-      >>> batch.x.shape, batch.y.shape
-      ((5, 8), (5, 6))
-    """
-    require_integer("n", n)
-    world_key, pairs_key = jax.random.split(key)
-    return draw_pairs(config, draw_world(config, key=world_key, dtype=dtype), n, key=pairs_key)
-
-
-def draw_world(config: LatentPairs | Digits, *, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-    """What stays fixed for a whole experiment, as a pytree of arrays."""
-    if isinstance(config, Digits):
-        x, y, labels = load_digits()
-        order = jax.random.permutation(key, config.total)
-        return dict(x=jnp.asarray(x, dtype)[order], y=jnp.asarray(y, dtype)[order], labels=jnp.asarray(labels)[order])
-    keys = jax.random.split(key, 3)
-    return dict(
-        mix_x=_draw_mixing(config, config.private_dim_x, config.dim_x, keys[0], dtype),
-        mix_y=_draw_mixing(config, config.private_dim_y, config.dim_y, keys[1], dtype),
-        centres=jax.random.normal(keys[2], (config.num_clusters, config.latent_dim), dtype),
-    )
-
-
-def draw_pairs(
-    config: LatentPairs | Digits, world: Any, n: int, *, key: jax.Array, normal: Callable = jax.random.normal
-) -> Batch:
-    """n pairs from a given world (labels are those of x), their Gaussian numbers from normal(key, shape, dtype). For Digits: the first n of the
-    world's shuffle."""
-    if isinstance(config, Digits):
-        if n > config.total:
-            raise ValueError(f"{n} pairs asked for and the digits are {config.total}; ask for fewer pairs")
-        return Batch(x=world["x"][:n], y=world["y"][:n], labels=world["labels"][:n], index=jnp.arange(n))
+def _draw(config: LatentPairs, world: Any, n: int, key: jax.Array, normal: Callable) -> Batch:
+    """n pairs, their Gaussian numbers from normal(key, shape, dtype)."""
     latent_key, noise_x_key, noise_y_key = jax.random.split(key, 3)
     z, labels = _draw_latent(config, world["centres"], n, latent_key, normal)
     x = _observe(world["mix_x"], z, config.private_dim_x, config.private_scale_x, config.noise, noise_x_key, normal)
@@ -205,19 +140,7 @@ def draw_pairs(
         y = _observe(world["mix_y"], z, config.private_dim_y, config.private_scale_y, config.noise, noise_y_key, normal)
     if is_traced(config.mismatched) or config.mismatched > 0:
         y = y[_partners(n, config.mismatched, jax.random.fold_in(key, 1))]
-    return Batch(x=x, y=y, labels=labels, index=jnp.arange(n))
-
-
-def held_out_config(config: LatentPairs | Digits) -> LatentPairs | Digits:
-    """The same world with right, one-to-one pairs: what retrieval and alignment are measured on."""
-    if isinstance(config, Digits):
-        return config
-    return dataclasses.replace(config, mismatched=0.0, queries_per_gallery=1)
-
-
-def take(batch: Batch, rows) -> Batch:
-    """The given rows (indices or slice) of a batch."""
-    return jax.tree.map(lambda leaf: leaf[rows], batch)
+    return Batch(x=x, y=y, labels=labels)
 
 
 def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array, normal: Callable):
@@ -280,13 +203,3 @@ def _mix(matrices: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:
     for matrix in matrices[:-1]:
         z = jnp.tanh(z @ matrix)
     return z @ matrices[-1]
-
-
-@functools.lru_cache(maxsize=1)
-def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Left halves [1797, 32], right halves [1797, 32] in [0, 1], and digits [1797]."""
-    from sklearn.datasets import load_digits as load
-
-    images, labels = load(return_X_y=True)
-    images = images.reshape(-1, 8, 8) / 16.0
-    return images[:, :, :4].reshape(-1, 32), images[:, :, 4:].reshape(-1, 32), labels
