@@ -8,17 +8,19 @@ import importlib.metadata
 from simulator.claims import Check, Claim, Row
 from simulator.closing.closer import GapCloser
 from simulator.closing.index import Index
-from simulator.data import Digits, LatentPairs, sample
+from simulator.data import Batch, DataSource, Digits, LatentPairs, Pairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
 from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
+from simulator.settings import register
 from simulator.storage.embeddings import load_embeddings
 from simulator.storage.results import load_dataset
 from simulator.theory.robustness import exact_robustness
 from simulator.training.devices import use_all_cores
 from simulator.training.experiment import Experiment
 from simulator.training.flow import gradient_flow
+from simulator.training.replica import Snapshot
 from simulator.training.runs import Run, train
 from simulator.training.sweep import load_sweep, sweep
 
@@ -29,9 +31,11 @@ except importlib.metadata.PackageNotFoundError:  # a checkout that is not instal
 
 __all__ = [
     "MLP",
+    "Batch",
     "Check",
     "Claim",
     "Cones",
+    "DataSource",
     "Digits",
     "Estimate",
     "Experiment",
@@ -43,10 +47,12 @@ __all__ = [
     "LatentPairs",
     "Learned",
     "Linear",
+    "Pairs",
     "Quantization",
     "Row",
     "Run",
     "Sigmoid",
+    "Snapshot",
     "Table",
     "exact_robustness",
     "gap_vector",
@@ -57,6 +63,7 @@ __all__ = [
     "load_sweep",
     "measure_gap",
     "measured_robustness",
+    "register",
     "sample",
     "sharded_info_nce",
     "sigmoid_loss",

@@ -11,7 +11,7 @@ import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -48,9 +48,9 @@ def register(cls: Cls) -> Cls:
     """
     if "__dataclass_fields__" not in vars(cls):
         cls = dataclasses.dataclass(frozen=True)(cls)
-    elif not cls.__dataclass_params__.frozen:
+    elif not cast(Any, cls).__dataclass_params__.frozen:
         raise TypeError(f"{cls.__name__} is a dataclass that is not frozen; write @dataclasses.dataclass(frozen=True)")
-    if derived := [field.name for field in dataclasses.fields(cls) if not field.init]:
+    if derived := [field.name for field in _fields(cls) if not field.init]:
         raise TypeError(
             f"{cls.__name__}.{derived[0]} has init=False and would not follow the numbers that it is computed from; make it "
             "a property"
@@ -58,7 +58,7 @@ def register(cls: Cls) -> Cls:
 
     def flatten_with_keys(part):
         children, names, static = [], [], []
-        for field in dataclasses.fields(cls):
+        for field in _fields(cls):
             value = getattr(part, field.name)
             if _is_dynamic(cls, field, value):
                 children.append((jax.tree_util.GetAttrKey(field.name), value))
@@ -80,6 +80,10 @@ def register(cls: Cls) -> Cls:
     return cls
 
 
+def _fields(cls: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(cast(Any, cls))
+
+
 def _made(cls: type, fields: Iterable[tuple[str, Any]]) -> Any:
     part = object.__new__(cls)
     for name, value in fields:
@@ -90,6 +94,20 @@ def _made(cls: type, fields: Iterable[tuple[str, Any]]) -> Any:
 def replaced(part: Any, **changes: Any) -> Any:
     """A copy of a frozen dataclass with other fields, unchecked: for values that are traced, or checked already."""
     return _made(type(part), ((f.name, changes.get(f.name, getattr(part, f.name))) for f in dataclasses.fields(part)))
+
+
+def static_values(part: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted path, value) of what is static in a registered object and in the registered ones that it holds; of any other object,
+    itself."""
+    if not is_registered(part):
+        yield path, part
+        return
+    for field in _fields(type(part)):
+        value, inner = getattr(part, field.name), f"{path}.{field.name}".lstrip(".")
+        if is_registered(value):
+            yield from static_values(value, inner)
+        elif not _is_dynamic(type(part), field, value):
+            yield inner, value
 
 
 def is_registered(part: Any) -> bool:
@@ -112,13 +130,15 @@ def number_fields(cls: type) -> frozenset[str]:
     try:
         hints = typing.get_type_hints(cls)
     except Exception:  # a name that is not defined where the class is, whatever it raises
-        hints = {field.name: field.type for field in dataclasses.fields(cls)}
-    return frozenset(field.name for field in dataclasses.fields(cls) if _allows_numbers(hints[field.name]))
+        hints = {field.name: field.type for field in _fields(cls)}
+    return frozenset(field.name for field in _fields(cls) if _allows_numbers(hints[field.name]))
 
 
 def _allows_numbers(hint: Any) -> bool:
     if isinstance(hint, str):  # an annotation that could not be evaluated
-        return any(part.strip().rpartition(".")[2] in ("float", "Array", "ndarray", "ArrayLike") for part in hint.split("|"))
+        return any(
+            part.strip().rpartition(".")[2] in ("float", "Array", "ndarray", "ArrayLike") for part in hint.split("|")
+        )
     if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple, list, dict):
         return any(map(_allows_numbers, typing.get_args(hint)))
     return hint is float or (isinstance(hint, type) and issubclass(hint, (jax.Array, np.ndarray)))

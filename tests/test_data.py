@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import simulator as sim
-from simulator.data import draw_pairs, draw_world, held_out_config
-from simulator.training.experiment import replace_field
+from simulator.settings import replace_field
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "sphere", "clusters"])
@@ -29,16 +28,16 @@ def test_pairs_share_their_latent(key):
 
 def test_noise_has_its_standard_deviation(key):
     config = sim.LatentPairs(noise=0.3)
-    world = draw_world(config, key=key, dtype=jnp.float64)
-    noisy = draw_pairs(config, world, 4000, key=key)
-    clean = draw_pairs(sim.LatentPairs(noise=0.0), world, 4000, key=key)
+    world = config.draw_world(key=key, dtype=jnp.float64)
+    noisy = config.draw_pairs(world, 4000, key=key)
+    clean = sim.LatentPairs(noise=0.0).draw_pairs(world, 4000, key=key)
     assert float(jnp.std(noisy.x - clean.x)) == pytest.approx(0.3, rel=0.02)
 
 
 def test_sphere_has_its_radius(key):
     config = sim.LatentPairs(noise=0.0, latent="sphere", latent_dim=3, dim_x=3)
-    world = draw_world(config, key=key, dtype=jnp.float64)
-    z = np.asarray(draw_pairs(config, world, 50, key=key).x) @ np.linalg.inv(np.asarray(world["mix_x"][0]))
+    world = config.draw_world(key=key, dtype=jnp.float64)
+    z = np.asarray(config.draw_pairs(world, 50, key=key).x) @ np.linalg.inv(np.asarray(world["mix_x"][0]))
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 3**0.5, rtol=1e-8)
 
 
@@ -58,14 +57,14 @@ def latents(config, world, rows, modality):
 def test_mismatched_pairs(key, share, count):
     """The stated share has another row's y, every y occurs once, and x stays."""
     config = sim.LatentPairs(noise=0.0, mismatched=share)
-    world = draw_world(config, key=key, dtype=jnp.float64)
-    batch = draw_pairs(config, world, 40, key=key)
-    right = draw_pairs(held_out_config(config), world, 40, key=key)
+    world = config.draw_world(key=key, dtype=jnp.float64)
+    batch = config.draw_pairs(world, 40, key=key)
+    right = config.held_out().draw_pairs(world, 40, key=key)
     np.testing.assert_array_equal(batch.x, right.x)
     partner = [int(np.flatnonzero((np.asarray(right.y) == row).all(axis=1))[0]) for row in np.asarray(batch.y)]
     assert sorted(partner) == list(range(40))
     assert np.sum(np.array(partner) != np.arange(40)) == count
-    traced = jax.jit(lambda p: draw_pairs(replace_field(config, "mismatched", p), world, 40, key=key).y)(share)
+    traced = jax.jit(lambda p: replace_field(config, "mismatched", p).draw_pairs(world, 40, key=key).y)(share)
     np.testing.assert_allclose(traced, batch.y, atol=1e-12)
 
 
@@ -73,8 +72,8 @@ def test_private_latents(key):
     """Each modality sees the shared latent and its own, of the stated dimension and scale; the shared part of the world
     does not depend on them."""
     config = sim.LatentPairs(noise=0.0, latent_dim=3, private_dim_x=2, private_dim_y=4, private_scale_y=0.5)
-    world = draw_world(config, key=key, dtype=jnp.float64)
-    batch = draw_pairs(config, world, 4000, key=key)
+    world = config.draw_world(key=key, dtype=jnp.float64)
+    batch = config.draw_pairs(world, 4000, key=key)
     seen_x, seen_y = latents(config, world, batch.x, "x"), latents(config, world, batch.y, "y")
     assert (seen_x.shape, seen_y.shape) == ((4000, 5), (4000, 7))
     np.testing.assert_allclose(seen_x[:, :3], seen_y[:, :3], atol=1e-10)
@@ -83,7 +82,7 @@ def test_private_latents(key):
     between = np.corrcoef(np.hstack([seen_x, seen_y[:, 3:]]).T) - np.eye(9)
     assert np.abs(between).max() < 0.07
     plain = sim.LatentPairs(noise=0.0, latent_dim=3)
-    np.testing.assert_array_equal(draw_world(plain, key=key)["mix_y"][0], draw_world(config, key=key)["mix_y"][0][:3])
+    np.testing.assert_array_equal(plain.draw_world(key=key)["mix_y"][0], config.draw_world(key=key)["mix_y"][0][:3])
 
 
 def test_several_queries_per_gallery_row(key):
@@ -96,7 +95,7 @@ def test_several_queries_per_gallery_row(key):
         assert (np.asarray(batch.labels[group]) == int(batch.labels[first])).all()
     assert len(np.unique(x, axis=0)) == 4
     assert len(np.unique(y, axis=0)) == 10
-    assert len(np.unique(sim.sample(held_out_config(config), 10, key=key).x, axis=0)) == 10
+    assert len(np.unique(sim.sample(config.held_out(), 10, key=key).x, axis=0)) == 10
 
 
 def test_same_observation(key):
@@ -109,8 +108,8 @@ def test_same_observation(key):
 def test_anisotropy(key):
     """Standard deviations fall as a power of the coordinate, with the total variance kept."""
     config = sim.LatentPairs(noise=0.0, latent_dim=4, anisotropy=1.5)
-    world = draw_world(config, key=key, dtype=jnp.float64)
-    spread = latents(config, world, draw_pairs(config, world, 20_000, key=key).x, "x").std(axis=0)
+    world = config.draw_world(key=key, dtype=jnp.float64)
+    spread = latents(config, world, config.draw_pairs(world, 20_000, key=key).x, "x").std(axis=0)
     np.testing.assert_allclose(spread / spread[0], np.arange(1, 5) ** -1.5, rtol=0.03)
     assert float((spread**2).sum()) == pytest.approx(4.0, rel=0.02)
 

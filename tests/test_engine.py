@@ -116,15 +116,14 @@ def test_the_number_of_devices_changes_no_bit():
 
 def test_layouts_leave_no_device_idle(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    join = lambda t, v: t
     for count, size, shards, expected in (
         (1, 8, 1, (8, 1, 8)), (3, 2, 1, (2, 2, 4)), (64, 4, 1, (4, 4, 64)), (20, 4, 1, (4, 4, 32)), (20, 4, 2, (4, 2, 24)),
     ):  # fmt: skip
-        layout, padded = engine.plan(count, size, shards, join)
+        layout, padded = engine.plan(count, size, shards)
         assert (layout.replicas_per_block, layout.num_groups, padded) == expected
         assert padded % (layout.replicas_per_block * layout.num_groups) == 0
     with pytest.raises(ValueError, match="batch_shards is 8 and there are 4 devices"):
-        engine.plan(1, 1, 8, join)
+        engine.plan(1, 1, 8)
     assert engine.block_size_from_memory(10**9, 64) == 2
     assert engine.block_size_from_memory(10**3, 64) == 8
     assert engine.block_size_from_memory(10**3, 8) == 2

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.special import erfinv
 
-from simulator.training.randomness import _normal_quantile, _symmetric_uniform, hashed_normal
+from simulator.numerics.randomness import _normal_quantile, _symmetric_uniform, hashed_normal
 
 SHAPE = (400, 500)
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import simulator as sim
-from simulator.training.experiment import replace_field
+from simulator.settings import replace_field
 from simulator.training.runs import evaluation_steps
 
 SMALL = sim.Experiment(

@@ -10,8 +10,8 @@ import pytest
 
 import simulator as sim
 from simulator.encoders import _relu
+from simulator.settings import split
 from simulator.training import replica
-from simulator.training.experiment import split_traced
 from simulator.training.runs import initial_params, train_replicas
 
 SMALL = sim.Experiment(
@@ -153,10 +153,12 @@ def test_held_out_pairs_are_right_pairs(key):
 
 
 def test_what_is_off_is_not_traced():
-    template, numbers = split_traced(SMALL)
+    template, numbers, arrays = split(SMALL)
     assert "data.mismatched" not in numbers
-    assert template.data.mismatched == 0
-    assert split_traced(small(swap_probability=0.1))[1]["swap_probability"] == 0.1
+    assert not arrays
+    assert template.join(dict.fromkeys(numbers, 1.0)).data.mismatched == 0
+    assert split(small(swap_probability=0.1))[1]["swap_probability"] == 0.1
+    assert split(SMALL, varied=["data.mismatched"])[1]["data.mismatched"] == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from experiments import plotting
 from experiments.setups.checks import never_above, standard_error
 from experiments.setups.trained_points import KEPT, retrieval, train_points
 from experiments.setups.trends import ends, less_than_half, spread, trend, unbiased_gap
+from simulator.settings import replace_field
 
 CLAIM = sim.Claim(
     id="P6",
@@ -85,9 +86,7 @@ def measure(config: Config, *, progress: bool = False):
         eval_points=2,
     )
     fixed = dataclasses.replace(experiment, loss=sim.InfoNCE(config.fixed_temperature))
-    balanced = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, private_dim_x=config.private_dim)
-    )
+    balanced = replace_field(experiment, "data.private_dim_x", config.private_dim)
     many = len(config.scales)
     # No cone: means of a hundredth of the spread, along one direction for both.
     starts = {"start.angle": (np.pi / 2,) * many + (0.0,) * many, "start.tightness": (20.0,) * many + (0.01,) * many}

@@ -11,7 +11,7 @@ import jax
 import optax
 
 import simulator as sim
-from simulator.training.experiment import replace_field
+from simulator.settings import replace_field
 
 # What a table may be, by its `type`; the first is the default.
 TYPES = dict(

@@ -56,14 +56,15 @@ class DataSource(Protocol):
         """n pairs from a given world: a Batch, or (x [n, dim_x], y [n, dim_y]), or (x, y, labels [n])."""
 
 
-def draw(source: Any, world: Any, n: int, key: jax.Array, *, stream: bool = False) -> Batch:
-    """n pairs of a source from a given world, as a whole Batch."""
+def draw(source: Any, world: Any, n: int, key: jax.Array, dtype: Any, *, stream: bool = False) -> Batch:
+    """n pairs of a source from a given world, as a whole Batch with observations of a type."""
     method = source.draw_stream if stream and hasattr(source, "draw_stream") else source.draw_pairs
     drawn = method(world, n, key=key)
     if isinstance(drawn, tuple):
         drawn = Batch(*drawn)
     labels = jnp.full((n,), -1) if drawn.labels is None else drawn.labels
-    return dataclasses.replace(drawn, labels=labels, index=jnp.arange(n))
+    x, y = (jnp.asarray(rows, dtype) for rows in (drawn.x, drawn.y))
+    return Batch(x, y, labels, index=jnp.arange(n))
 
 
 def take(batch: Batch, rows) -> Batch:
@@ -93,4 +94,4 @@ def sample(config: DataSource, n: int, *, key: jax.Array, dtype: Any = jnp.float
     """
     require_integer("n", n)
     world_key, pairs_key = jax.random.split(key)
-    return draw(config, config.draw_world(key=world_key, dtype=dtype), n, pairs_key)
+    return draw(config, config.draw_world(key=world_key, dtype=dtype), n, pairs_key, dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,9 @@ class Learned:
 
     def bounded(self, parameter: jax.Array) -> jax.Array:
         """The parameter with its number set back into its bounds."""
-        bounds = [None if b is None else self.parameter(jnp.asarray(b, parameter.dtype)) for b in (self.least, self.most)]
+        bounds = [
+            None if b is None else self.parameter(jnp.asarray(b, parameter.dtype)) for b in (self.least, self.most)
+        ]
         return jnp.clip(parameter, *(reversed(bounds) if self.positive else bounds))
 
 
@@ -92,7 +94,12 @@ class InfoNCE:
     def spread(self, x, y, batch, axis_name: str) -> jax.Array:
         """The loss of a batch whose rows are spread along a mesh axis."""
         return sharded_info_nce(
-            x, y, temperature=self.temperature, axis_name=axis_name, similarity=self.similarity, block_size=self.block_size
+            x,
+            y,
+            temperature=self.temperature,
+            axis_name=axis_name,
+            similarity=self.similarity,
+            block_size=self.block_size,
         )
 
 
@@ -138,15 +145,15 @@ def _require_temperature(name: str, temperature) -> None:
 
 def learned_numbers(loss: Loss) -> dict[str, Learned]:
     """Dotted field -> how it is learned, for the numbers of a loss that are trained."""
-    found = {path: value for path, value in _number_values(loss) if isinstance(value, Learned)}
+    found = {path: value for path, value in number_values(loss) if isinstance(value, Learned)}
     if type(loss) is Sigmoid and loss.train_bias and not isinstance(loss.bias, Learned):
-        found["bias"] = Learned(loss.bias, positive=False)  # its `initial` may be traced
+        found["bias"] = Learned(cast(float, loss.bias), positive=False)  # its `initial` may be traced
     return found
 
 
 def scheduled_numbers(loss: Loss) -> dict[str, Callable]:
     """Dotted field -> schedule step -> number, for the numbers of a loss that follow one."""
-    return {path: value for path, value in _number_values(loss) if callable(value)}
+    return {path: value for path, value in number_values(loss) if callable(value)}
 
 
 def parameter_name(path: str) -> str:
@@ -163,15 +170,15 @@ def at_step(loss: Loss, params: Mapping[str, Any], step: Any, dtype: Any) -> Los
 
 def numbers_now(loss: Loss) -> dict[str, jax.Array]:
     """Dotted field -> number of a loss that is `at_step`."""
-    return {path: value for path, value in _number_values(loss) if value is not None and jnp.ndim(value) == 0}
+    return {path: value for path, value in number_values(loss) if value is not None and jnp.ndim(value) == 0}
 
 
-def ignores_length(loss: Loss) -> bool:
+def ignores_length(loss: Any) -> bool:
     """Whether the loss sees the directions of the rows alone, so that they need not be scaled to unit length before it."""
     return type(loss) in (InfoNCE, Sigmoid) and loss.similarity == "cosine"
 
 
-def _number_values(part: Any, above: str = ""):
+def number_values(part: Any, above: str = ""):
     """(dotted path, value) of all number fields of a loss and of the registered parts that it holds; the value is a number, an
     array, a schedule, a Learned or None."""
     if not is_registered(part):
@@ -179,8 +186,10 @@ def _number_values(part: Any, above: str = ""):
     for field in dataclasses.fields(part):
         value, path = getattr(part, field.name), f"{above}{field.name}"
         if is_registered(value) and not isinstance(value, Learned):
-            yield from _number_values(value, f"{path}.")
-        elif isinstance(value, Learned) or (field.name in number_fields(type(part)) and not isinstance(value, (str, bool))):
+            yield from number_values(value, f"{path}.")
+        elif isinstance(value, Learned) or (
+            field.name in number_fields(type(part)) and not isinstance(value, (str, bool))
+        ):
             yield path, value
 
 
@@ -188,7 +197,7 @@ def _with_numbers(part: Any, found: Mapping[str, Any], dtype: Any, above: str = 
     if not is_registered(part):
         return part
     changed = {}
-    for path, value in _number_values(part, above):
+    for path, value in number_values(part, above):
         inner = path.removeprefix(above)
         if "." not in inner and value is not None:
             changed[inner] = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found.get(path, value))

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ def over_replicas(function: Callable, *, in_blocks: bool, runs_once: bool = Fals
         return jax.shard_map(
             on_a_device,
             mesh=layout.mesh(),
-            in_specs=(Values(split, same), split, *(same,) * len(shared)),
+            in_specs=(Values(*cast(Any, (split, same))), split, *(same,) * len(shared)),
             out_specs=split,
             check_vma=False,
         )(values, mapped, *shared)

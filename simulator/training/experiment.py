@@ -15,7 +15,7 @@ import optax
 from simulator.data import DataSource, LatentPairs
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
-from simulator.settings import is_registered, register
+from simulator.settings import is_registered, register, static_values
 from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
 
 
@@ -99,10 +99,10 @@ class Experiment:
         num_pairs, total = self.num_pairs, getattr(self.data, "total", None)
         if num_pairs is None and self.is_table:
             raise ValueError("a Table has one row per pair; give LatentPairs a fixed num_pairs instead of None")
-        if total is not None and not 2 <= num_pairs <= total - self.eval_pairs:
+        if num_pairs is not None and total is not None and not 2 <= num_pairs <= total - self.eval_pairs:
             raise ValueError(
                 f"{max(num_pairs, 2)} training and {self.eval_pairs} held-out pairs are more than the {total} of "
-                f"{_name(self.data)}; lower {_name(self.data)}.num_pairs or eval_pairs"
+                f"{name_of(self.data)}; lower {name_of(self.data)}.num_pairs or eval_pairs"
             )
         if num_pairs is not None and self.batch_size > num_pairs:
             raise ValueError(f"batch_size is {self.batch_size} and the data have {num_pairs} pairs; lower batch_size")
@@ -119,7 +119,8 @@ class Experiment:
         return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
 
 
-def _name(part: Any) -> str:
+def name_of(part: Any) -> str:
+    """A function's or a class's name, or that of an object's class."""
     return getattr(part, "__name__", type(part).__name__)
 
 
@@ -130,13 +131,14 @@ def _can_spread(cls: type) -> bool:
 
 
 def _require_hashable(name: str, part: Any) -> None:
-    try:
-        hash(jax.tree.structure(part))
-    except TypeError as error:
-        raise ValueError(
-            f"Experiment.{name} is {_name(part)}, which holds something that is not hashable ({error}); keep lists as tuples "
-            "and arrays in fields of a class that is registered (sim.register)"
-        ) from error
+    for path, value in static_values(part, name):
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ValueError(
+                f"Experiment.{path} is a {type(value).__name__}, which is not hashable: it could change after a program was compiled "
+                "for it; give a tuple for a list, and keep arrays in fields of a class that is registered (sim.register)"
+            ) from error
 
 
 def _require_source(data: Any) -> None:
@@ -144,13 +146,13 @@ def _require_source(data: Any) -> None:
     if isinstance(data, type) or missing:
         lacks = "is a class; pass an object of it" if isinstance(data, type) else f"lacks {', '.join(missing)}"
         raise ValueError(
-            f"Experiment.data is {_name(data)}, which {lacks}; a source of pairs has dim_x, dim_y, num_pairs, draw_world(key, "
+            f"Experiment.data is {name_of(data)}, which {lacks}; a source of pairs has dim_x, dim_y, num_pairs, draw_world(key, "
             "dtype) and draw_pairs(world, n, key); for arrays use Pairs(x, y)"
         )
     for name in ("dim_x", "dim_y"):
-        require_integer(f"{_name(data)}.{name}", getattr(data, name))
+        require_integer(f"{name_of(data)}.{name}", getattr(data, name))
     if data.num_pairs is not None:
-        require_integer(f"{_name(data)}.num_pairs", data.num_pairs, least=2)
+        require_integer(f"{name_of(data)}.num_pairs", data.num_pairs, least=2)
     _require_own_class("data", data, "draw_pairs")
 
 
@@ -161,7 +163,9 @@ def _require_loss(loss: Any) -> None:
         )
     _require_own_class("loss", loss, "__call__")
     if clash := {parameter_name(path) for path in learned_numbers(loss)} & {"x", "y"}:
-        raise ValueError(f"{_name(loss)} learns a number called {min(clash)}, which is a tower; give the field another name")
+        raise ValueError(
+            f"{name_of(loss)} learns a number called {min(clash)}, which is a tower; give the field another name"
+        )
 
 
 def _require_own_class(field: str, part: Any, method: str) -> None:

@@ -8,7 +8,7 @@ moments by their bias corrections; Kingma & Ba 2015 (end of section 2) move thes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     learned = {parameter_name(path): number for path, number in learned_numbers(experiment.loss).items()}
     if own := {name: make(n.learning_rate) for name, n in learned.items() if n.learning_rate is not None}:
         labels = lambda params: {name: name if name in own else "rest" for name in params}
-        optimizer = optax.multi_transform(own | dict(rest=optimizer), labels)
+        optimizer = optax.multi_transform(cast(Any, own | dict(rest=optimizer)), labels)
     return _without_decay(optimizer, tuple(learned)) if learned else optimizer
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from simulator.encoders import Table, place_in_cones
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import (
     SIMILARITIES,
-    Loss,
     at_step,
     ignores_length,
     learned_numbers,
@@ -27,10 +26,31 @@ from simulator.losses import (
     numbers_now,
     parameter_name,
 )
+from simulator.settings import register
 from simulator.training import engine
+from simulator.training.checks import Metrics, named
 from simulator.training.experiment import Experiment
 from simulator.training.optimizer import make_optimizer
 from simulator.validation import is_traced
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a metric along training is a function of.
+
+    Attributes:
+      x, y: embeddings of the held-out pairs, [eval_pairs, d].
+      labels: cluster or class of each held-out pair, [eval_pairs].
+      params: trained parameters, as in `Run.params`.
+      step: optimiser steps so far, a whole number.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    labels: jax.Array
+    params: Any
+    step: jax.Array
 
 
 class Keys(NamedTuple):
@@ -52,16 +72,17 @@ def keys_of(key: jax.Array) -> Keys:
 def start(experiment: Experiment, key):
     """The state of one replica before its first step."""
     keys = keys_of(key)
-    data, dtype = experiment.data, jnp.dtype(experiment.dtype)
+    data: Any = experiment.data  # what a source may have beyond DataSource is asked for
+    dtype = jnp.dtype(experiment.dtype)
     num_pairs, held_out_pairs = experiment.num_pairs, experiment.eval_pairs
     world = data.draw_world(key=keys.world, dtype=dtype)
     if hasattr(data, "total"):
-        everything = draw(data, world, num_pairs + held_out_pairs, keys.training)
+        everything = draw(data, world, cast(int, num_pairs) + held_out_pairs, keys.training, dtype)
         training, held_out = take(everything, slice(None, num_pairs)), take(everything, slice(num_pairs, None))
     else:
-        training = draw(data, world, num_pairs or held_out_pairs, keys.training)
+        training = draw(data, world, num_pairs or held_out_pairs, keys.training, dtype)
         right = data.held_out() if hasattr(data, "held_out") else data
-        held_out = draw(right, world, held_out_pairs, keys.held_out)
+        held_out = draw(right, world, held_out_pairs, keys.held_out, dtype)
     if experiment.is_table:
         held_out = training
     towers = build_towers(experiment, jax.random.split(keys.towers))
@@ -94,7 +115,9 @@ def advance(experiment: Experiment, state, start, stop):
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if num_pairs is None:
-            return draw(experiment.data, state["source"], batch_size, key, stream=True), state["order"]
+            return draw(experiment.data, state["source"], batch_size, key, experiment.dtype, stream=True), state[
+                "order"
+            ]
         if batch_size == num_pairs:
             return state["source"], state["order"]
         position = step % (num_pairs // batch_size)
@@ -109,8 +132,9 @@ def advance(experiment: Experiment, state, start, stop):
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
             params = optax.apply_updates(state["params"], updates)
-            bounded = {parameter_name(path): number.bounded for path, number in learned.items()}
-            params = params | {name: bound(params[name]) for name, bound in bounded.items()}
+            params = dict(cast(dict, params))
+            for path, number in learned.items():
+                params[parameter_name(path)] = number.bounded(params[parameter_name(path)])
         bad = jnp.where((state["bad_step"] < 0) & ~jnp.isfinite(loss), step, state["bad_step"])
         return state | dict(
             params=params,
@@ -123,20 +147,32 @@ def advance(experiment: Experiment, state, start, stop):
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-def measure(experiment: Experiment, state):
+def measure(experiment: Experiment, state, metrics: Metrics = ()):
     """(history, x, y, labels) of one replica, on its held-out pairs."""
     x, y = embed(state["params"], experiment, state["held_out"])
     loss = _loss_now(experiment, state["params"], state["step"])
-    similarity = getattr(loss, "similarity", None)
+    similarity: Any = getattr(loss, "similarity", None)
     measures = measure_gap(
-        x, y, temperature=getattr(loss, "temperature", None), similarity=similarity if similarity in SIMILARITIES else "cosine"
+        x,
+        y,
+        temperature=getattr(loss, "temperature", None),
+        similarity=similarity if similarity in SIMILARITIES else "cosine",
     )
     measures = dataclasses.asdict(measures)
     history = measures | dict(loss=loss(x, y, state["held_out"]), gap=gap_vector(x, y)) | numbers_now(loss)
-    return history, x, y, state["held_out"].labels
+    labels = state["held_out"].labels
+    snapshot = Snapshot(x, y, labels, state["params"], state["step"])
+    for name, metric in metrics:
+        with named(f"the metric {name!r}"):
+            value = jnp.asarray(metric(snapshot))
+            history[name] = value.astype(int) if value.dtype == bool else value  # −1 stands for none
+    return history, x, y, labels
 
 
-evaluate = engine.over_replicas(measure, in_blocks=False)
+@functools.lru_cache(maxsize=64)
+def evaluator(metrics: Metrics = ()):
+    """`measure` over replicas, with these metrics."""
+    return engine.over_replicas(functools.partial(measure, metrics=metrics), in_blocks=False)
 
 
 def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
@@ -163,18 +199,25 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
     return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
 
 
-def _loss_now(experiment: Experiment, params, step) -> Loss:
+def _loss_now(experiment: Experiment, params, step) -> Any:
     return at_step(experiment.loss, params, step, experiment.dtype)
 
 
 def embed(params, experiment: Experiment, batch: Batch, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
     """Both towers' rows; of unit length if the experiment says so, unless `normalize` is False."""
     embeddings = []
-    for name, encoder in _encoders(experiment):
-        tower = nnx.merge(_graph(encoder, _input_width(experiment, name), experiment.dtype), params[name])
+    for (name, encoder), tower in zip(_encoders(experiment), towers_of(experiment, params), strict=True):
         rows = tower(_inputs(encoder, batch, name))
         embeddings.append(normalize_rows(rows) if normalize and experiment.normalize else rows)
     return embeddings[0], embeddings[1]
+
+
+def towers_of(experiment: Experiment, params) -> list[Any]:
+    """Both towers as modules with these parameters."""
+    graphs = (
+        _graph(encoder, _input_width(experiment, name), experiment.dtype) for name, encoder in _encoders(experiment)
+    )
+    return [nnx.merge(graph, params[name]) for name, graph in zip("xy", graphs, strict=True)]
 
 
 def _encoders(experiment: Experiment):

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simulator.settings import Template, replace_field, replaced, split
 from simulator.storage.checkpoints import Checkpoint
 from simulator.storage.identity import describe_config, describe_run, require_identified
-from simulator.settings import Template, replace_field, replaced, split
 from simulator.training import engine, replica
+from simulator.training.checks import Metrics, as_metrics, require_usable
 from simulator.training.experiment import Experiment, require_schedules
 from simulator.training.optimizer import make_optimizer
 
@@ -37,6 +38,8 @@ class Run:
       params: trained parameters, dict(x=..., y=...) of nnx states (and log_scale for a learned temperature).
       x, y: final embeddings of the held-out pairs [eval_pairs, embed_dim].
       labels: cluster or class of each held-out pair [eval_pairs], −1 where there is none.
+      encoder_x, encoder_y: the trained towers, nnx modules that map new observations [n, dim] (a Table: row numbers [n]) to
+        rows [n, embed_dim], which are not scaled to unit length.
     """
 
     history: Any
@@ -44,6 +47,15 @@ class Run:
     x: jax.Array
     y: jax.Array
     labels: jax.Array
+    encoder_x: Any
+    encoder_y: Any
+
+    def __repr__(self) -> str:
+        last = self.history.isel(step=-1)
+        return (
+            f"Run({int(last.step):,} steps; x, y {list(self.x.shape)}; at the end gap norm {float(last.gap_norm):.3g}, loss "
+            f"{float(last.loss):.3g}; {len(self.history.data_vars)} measures at {self.history.sizes['step']} steps in history)"
+        )
 
 
 def train(
@@ -51,6 +63,7 @@ def train(
     *,
     key: jax.Array,
     params: Any = None,
+    metrics: Mapping[str, Callable] | None = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> Run:
@@ -61,6 +74,8 @@ def train(
       key: JAX random key; data, towers and batches all derive from it.
       params: parameters to start from (`Run.params`), for fine-tuning; the same key gives the same data. None
         starts as the experiment says.
+      metrics: name -> function of a `Snapshot`, of any shape, measured whenever the others are; under its name in
+        `Run.history`, over `step` and axes NAME_0, NAME_1, ...
       progress: show a progress bar.
       checkpoint: folder in which a long run leaves its state about twice a minute; the same call continues from there,
         to the bit. Not with several processes (`jax.distributed`).
@@ -71,7 +86,7 @@ def train(
     Raises:
       FloatingPointError: the loss became NaN or infinite; names the step.
       ValueError: towers of different embedding dimensions, a start that they cannot have, a schedule that leaves its range,
-        params of another shape, or a checkpoint of another run.
+        params of another shape, a checkpoint of another run, or a data source, loss or metric of one's own that cannot be used.
 
     Example:
       >>> experiment = sim.Experiment(steps=20, batch_size=16, eval_pairs=32, eval_points=3)
@@ -85,21 +100,26 @@ def train(
     if checkpoint is not None:
         engine.require_one_process("train(checkpoint=)", "leave it out, or run on the devices of one process")
         config = describe_run(experiment, key, params) | dict(parameters=shapes_of(experiment)[1])
+        config |= dict(metrics=describe_config(dict(metrics))) if metrics else {}
         require_identified(config)
         saved = Checkpoint(Path(checkpoint), config)
         saved.check()  # a folder that cannot be used is refused before anything is computed
     history, state, x, y, labels, steps = train_replicas(
-        experiment, {}, key[None], params=params, progress=progress, checkpoint=saved
+        experiment, {}, key[None], params=params, metrics=metrics, progress=progress, checkpoint=saved
     )
     import xarray as xr
 
     history = {name: value[0] for name, value in history.items()}
-    dataset = xr.Dataset(
-        {name: (("step",) if value.ndim == 1 else ("step", "embed"), value) for name, value in history.items()},
-        coords={"step": steps},
-    )
+    axes = {name: axes_of(name, value.ndim) for name, value in history.items()}
+    dataset = xr.Dataset({name: (axes[name], value) for name, value in history.items()}, coords={"step": steps})
     params, x, y, labels = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (state["params"], x, y, labels))
-    return Run(dataset, params, x, y, labels)
+    return Run(dataset, params, x, y, labels, *replica.towers_of(experiment, params))
+
+
+def axes_of(name: str, ndim: int) -> tuple[str, ...]:
+    """Names of the axes of a result of one replica; those of a metric after `step` are called by its name."""
+    known = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",), bad_step=())
+    return known[name] if name in known else ("step", *(f"{name}_{axis}" for axis in range(ndim - 1)))
 
 
 def train_replicas(
@@ -108,6 +128,7 @@ def train_replicas(
     keys: jax.Array,
     *,
     params: Any = None,
+    metrics: Mapping[str, Callable] | None = None,
     progress: bool = False,
     describe: Callable[[int], str] = lambda replica: f"replica {replica}",
     replicas_per_block: int | None = None,
@@ -121,6 +142,7 @@ def train_replicas(
       varied: traced field -> R numbers.
       keys: R random keys.
       params: parameters to start from, each with a leading axis of R, as in the final state; None for none.
+      metrics: as in `train`.
       progress: show a progress bar.
       describe: replica -> words for an error message.
       replicas_per_block: replicas that advance together (a last block is filled up); None takes what was calibrated,
@@ -135,11 +157,13 @@ def train_replicas(
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
     require_schedules(experiment)
+    require_usable(experiment)
+    evaluate = replica.evaluator(as_metrics(metrics))
     engine.release_programs()
     count = len(keys)
     template, values, keys, layout = lay_out(experiment, varied, keys, replicas_per_block)
     steps = evaluation_steps(experiment.steps, experiment.eval_points)
-    measure = lambda state: engine.fetch(replica.evaluate(template, values, state, layout=layout)[0])
+    measure = lambda state: engine.fetch(evaluate(template, values, state, layout=layout)[0])
     state = replica.initialise(template, values, keys, layout=layout)
     if params is not None:
         state = _start_from(params, state, experiment)
@@ -168,7 +192,7 @@ def train_replicas(
             elif (bad_step >= 0).all():  # nothing of what follows is a number
                 rows += [rows[-1]] * (len(steps) - len(rows))
                 break
-    _, x, y, labels = replica.evaluate(template, values, state, layout=layout)
+    _, x, y, labels = evaluate(template, values, state, layout=layout)
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
@@ -227,13 +251,13 @@ def lay_out(
     return template, values, engine.spread(keys, layout), layout
 
 
-def shapes_of(experiment: Experiment) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
+def shapes_of(experiment: Experiment, metrics: Metrics = ()) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
     """What a replica leaves (its history over steps, x, y and labels), as name -> (shape, dtype); and its parameters."""
     steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
 
     def one(key):
         state = replica.start(experiment, key)
-        return state["params"], replica.measure(experiment, state)
+        return state["params"], replica.measure(experiment, state, metrics)
 
     params, measured = jax.eval_shape(one, jax.random.key(0))
     results: dict[str, Any] = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}

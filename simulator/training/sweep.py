@@ -6,20 +6,29 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from simulator.settings import numbers, replace_field
 from simulator.storage import sweeps
 from simulator.storage.identity import describe_config, describe_run, label, require_identified
-from simulator.settings import numbers, replace_field
 from simulator.storage.results import provenance
 from simulator.training import engine
+from simulator.training.checks import as_metrics, require_usable
 from simulator.training.experiment import Experiment, require_schedules
-from simulator.training.runs import calibrate, evaluation_steps, first_bad_step, lay_out, shapes_of, train_replicas
+from simulator.training.runs import (
+    axes_of,
+    calibrate,
+    evaluation_steps,
+    first_bad_step,
+    lay_out,
+    shapes_of,
+    train_replicas,
+)
 from simulator.validation import require_integer
 
 
@@ -30,6 +39,7 @@ def sweep(
     seeds: int = 16,
     key: jax.Array,
     params: Any = None,
+    metrics: Mapping[str, Callable] | None = None,
     store: Path | str | None = None,
     keep_diverged: bool = False,
     progress: bool = False,
@@ -47,6 +57,7 @@ def sweep(
       key: JAX random key.
       params: parameters to start from at every point, each with a leading axis of `seeds` (as in the state that
         `train_replicas` returns), for fine-tuning; None starts as the experiment says.
+      metrics: as in `train`; stored with the rest.
       store: folder that keeps every finished chunk of replicas; the same call resumes there, and several processes may
         share it. None keeps everything in memory.
       keep_diverged: return replicas whose loss became NaN or infinite too, NaN from their `bad_step` on, instead of raising.
@@ -73,11 +84,13 @@ def sweep(
       {'loss.temperature': 2, 'start.angle': 2, 'seed': 2, 'step': 3}
     """
     if store is None:
-        groups, arrays, config = _prepare(experiment, over, seeds, key, params)
+        groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics)
         whole = [_train(group, np.arange(group.size), None, keep_diverged, progress) for group in groups]
         together = lambda name: np.concatenate([_pad(part.get(name), *arrays[name], groups[0].size) for part in whole])
         return _label({name: together(name)[_places(config)] for name in arrays}, _attributes(config), arrays)
-    fill_store(experiment, over=over, seeds=seeds, key=key, params=params, store=store, progress=progress)
+    fill_store(
+        experiment, over=over, seeds=seeds, key=key, params=params, metrics=metrics, store=store, progress=progress
+    )
     data = load_sweep(store)
     if not keep_diverged and (found := diverged(data)):
         raise FloatingPointError(f"{found}; the others are stored in {store} (load_sweep)")
@@ -91,12 +104,13 @@ def fill_store(
     seeds: int = 16,
     key: jax.Array,
     params: Any = None,
+    metrics: Mapping[str, Callable] | None = None,
     store: Path | str,
     progress: bool = False,
 ) -> None:
     """Train what a store lacks of a sweep, and load nothing; arguments as those of `sweep`."""
     engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
-    groups, arrays, config = _prepare(experiment, over, seeds, key, params)
+    groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics)
     require_identified(config)
     dimensions = _dimensions(config, arrays)
     shape = (*map(len, config["over"].values()), seeds)
@@ -106,7 +120,7 @@ def fill_store(
     plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]
     chunks = sweeps.open_store(
         Path(store), config, shape=shape, cut=cut,
-        arrays={name: (*found, _inner(name)) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
+        arrays={name: (*found, axes_of(name, len(found[0]))) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
         coordinates={name: plain(values) for name, values in coordinates.items()},
         attributes=_attributes(config), choose_block=lambda: _choose_block(groups),
     )  # fmt: skip
@@ -145,12 +159,14 @@ def diverged(data) -> str | None:
     )
 
 
-def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params):
+def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics):
     """(groups, name -> (largest shape of a replica, dtype), configuration as JSON values) of a sweep."""
     require_integer("seeds", seeds)
     over = {path: _listed(path, values) for path, values in over.items()}
-    groups = _groups(experiment, over, seeds, key, params)
-    shapes, parameters = zip(*(shapes_of(group.config) for group in groups), strict=True)
+    groups = _groups(experiment, over, seeds, key, params, metrics)
+    for group in groups:
+        require_usable(group.config)
+    shapes, parameters = zip(*(shapes_of(group.config, as_metrics(metrics)) for group in groups), strict=True)
     shapes = [found | dict(bad_step=((), np.dtype("int32"))) for found in shapes]
     largest = {
         name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
@@ -163,6 +179,7 @@ def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params):
         seeds=seeds,
         parameters=list(dict.fromkeys(parameters)),
     )
+    config |= dict(metrics=describe_config(dict(metrics))) if metrics else {}
     return groups, largest, config
 
 
@@ -188,6 +205,7 @@ class _Group:
     keys: jax.Array
     seeds: int
     params: Any  # to start from, with an axis of replicas, or None
+    metrics: Any
 
     @property
     def size(self) -> int:
@@ -206,7 +224,7 @@ def _split(experiment: Experiment, over) -> tuple[list[str], list[str]]:
     return [path for path in over if path not in traced], traced
 
 
-def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) -> list[_Group]:
+def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics) -> list[_Group]:
     for path, values in over.items():
         if path in ("steps", "eval_points"):
             raise ValueError(
@@ -226,7 +244,7 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params) ->
         config = experiment
         for path, value in zip(static, values, strict=True):
             config = replace_field(config, path, value)
-        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds, params))
+        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds, params, metrics))
     return groups
 
 
@@ -242,13 +260,13 @@ def _train(
     varied = {name: values[rows] for name, values in group.varied.items()}
     history, state, x, y, labels, steps = train_replicas(
         group.config, varied, group.keys[rows], params=jax.tree.map(lambda leaf: leaf[rows], group.params),
-        progress=progress, describe=lambda replica: group.describe(int(rows[replica])),
+        metrics=group.metrics, progress=progress, describe=lambda replica: group.describe(int(rows[replica])),
         replicas_per_block=replicas_per_block, checkpoint=checkpoint, keep_diverged=keep_diverged,
     )  # fmt: skip
     bad_step = first_bad_step(state["bad_step"], history["loss"], steps)
     bad = (bad_step >= 0)[:, None] & (steps >= bad_step[:, None])
     for values in history.values():
-        values[bad] = np.nan
+        values[bad] = np.nan if values.dtype.kind in "fc" else -1
     x, y = (np.where(bad[:, -1, None, None], np.nan, rows).astype(rows.dtype) for rows in (x, y))
     return history | dict(x=x, y=y, labels=labels, bad_step=bad_step)
 
@@ -334,16 +352,10 @@ def _pad(values: np.ndarray | None, shape: tuple[int, ...], dtype, replicas: int
     nothing but these."""
     if values is not None and values.shape[1:] == shape:
         return values
-    full = np.full((replicas, *shape), np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
+    full = np.full((replicas, *shape), np.nan if np.dtype(dtype).kind in "fc" else -1, dtype)
     if values is not None:
         full[(slice(None), *(slice(0, n) for n in values.shape[1:]))] = values
     return full
-
-
-def _inner(name: str) -> tuple[str, ...]:
-    """Names of the axes of a result, after those of the grid."""
-    known = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",), bad_step=())
-    return known.get(name, ("step",))
 
 
 def _dimensions(config, names: Iterable[str]) -> dict[str, str]:
@@ -367,5 +379,6 @@ def _label(arrays, attributes, names: Iterable[str]):
 
     config = json.loads(attributes["config"])
     dimensions = _dimensions(config, names)
-    variables = {name: ((*dimensions.values(), "seed", *_inner(name)), value) for name, value in arrays.items()}
+    outer = (*dimensions.values(), "seed")
+    variables = {name: ((*outer, *axes_of(name, np.ndim(value) - len(outer))), value) for name, value in arrays.items()}
     return xr.Dataset(variables, coords=_coordinates(config, dimensions), attrs=attributes)
