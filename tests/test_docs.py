@@ -111,6 +111,18 @@ def typed(tmp_path):
     return tmp_path, run
 
 
+OWN_PARTS = re.findall(r"^## (.*?)\n.*?^```python\n(.*?)^```", (DOCS / "howto" / "own-parts.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("title", "code"), OWN_PARTS, ids=[title for title, _ in OWN_PARTS])
+def test_own_parts_run_in_at_most_twenty_lines(typed, title, code):
+    folder, run = typed
+    (folder / "part.py").write_text(code)  # a store needs to know the source of a class
+    run("part.py")
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.stem for p in (DOCS / "notebooks").glob("*.md") if p.stem != "index"))
 def test_notebooks_run(typed, name):

@@ -155,7 +155,7 @@ def test_a_callable_encoder(key):
         (dict(steps=0), "steps"),
         (dict(dtype="bfloat16"), "one of"),
         (dict(encoder_x=sim.Table(8), data=sim.LatentPairs(None)), "fixed num_pairs"),
-        (dict(data=sim.Digits(1700), eval_pairs=100), "1797 digits"),
+        (dict(data=sim.Digits(1700), eval_pairs=100), "1797 of Digits"),
     ],
 )
 def test_bad_experiments(change, words):
