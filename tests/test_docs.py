@@ -111,7 +111,9 @@ def typed(tmp_path):
     return tmp_path, run
 
 
-OWN_PARTS = re.findall(r"^## (.*?)\n.*?^```python\n(.*?)^```", (DOCS / "howto" / "own-parts.md").read_text(), re.M | re.S)
+OWN_PARTS = re.findall(
+    r"^## (.*?)\n.*?^```python\n(.*?)^```", (DOCS / "howto" / "own-parts.md").read_text(), re.M | re.S
+)
 
 
 @pytest.mark.slow

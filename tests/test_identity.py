@@ -227,6 +227,16 @@ print(json.dumps({name: describe_config(vars(mine)[name]) for name in names}))
 """
 
 
+def test_what_an_interactive_session_showed_last_is_no_part_of_a_namespace(monkeypatch):
+    namespace = {}
+    exec("def f(step): return step", namespace)
+    before, circle = describe_config(namespace), []
+    circle.append(circle)
+    monkeypatch.setattr("builtins._", circle, raising=False)
+    assert describe_config(namespace) == before
+    assert describe_config(circle) == {"unidentified": "holds a value that contains itself; break the circle"}
+
+
 def test_other_processes_describe_it_alike(user, tmp_path):
     mine = user()
     command = [sys.executable, "-c", SCRIPT]

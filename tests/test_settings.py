@@ -82,3 +82,59 @@ def test_numbers_of_arrays_are_numbers():
 def test_a_swept_field_needs_a_list(values, key):
     with pytest.raises(ValueError, match=r"'loss.temperature' has .*; give a list of values"):
         sim.sweep(sim.Experiment(), over={"loss.temperature": values}, seeds=1, key=key)
+
+
+OWN = """
+import jax.numpy as jnp
+import optax
+import simulator as sim
+
+
+@sim.register
+class Own:
+    temperature: float | sim.Learned
+    weight: float = 0.0
+
+    def __call__(self, x, y, batch):
+        return sim.info_nce(x, y, temperature=self.temperature) + self.weight * jnp.sum(x)
+
+
+def slow(rate):
+    return optax.sgd(rate / 2)
+"""
+
+
+def test_losses_by_their_type_and_classes_of_ones_own(tmp_path):
+    (tmp_path / "own_parts_of_this_test.py").write_text(OWN)
+    module = "own_parts_of_this_test"
+    learned = "temperature = { learned = 0.2, least = 0.01, learning_rate = 0.1 }"
+    text = f"optimizer = '{module}:slow'\n[loss]\ntype = '{module}:Own'\nweight = 0.5\n{learned}\n[over]\n'loss.weight' = [0, 1]\n"
+    found = read(tmp_path, text)
+    loss = found["experiment"].loss
+    assert (type(loss).__name__, loss.weight) == ("Own", 0.5)
+    assert loss.temperature == sim.Learned(0.2, least=0.01, learning_rate=0.1)
+    assert found["experiment"].optimizer(1.0) is not None
+    found = read(tmp_path, "[loss]\ntype = 'Sigmoid'\ntemperature = 0.1\nbias = -5\n")["experiment"].loss
+    assert found == sim.Sigmoid(0.1, bias=-5)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own_parts_of_this_test.py").write_text(OWN)
+    with pytest.raises(ValueError, match=r"already, not .*elsewhere"):  # the first one would be taken for it
+        read(elsewhere, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[loss]\ntype = 'Spectral'", "loss.type is 'Spectral'; it must be one of InfoNCE, Sigmoid, or module:Class"),
+        ("[loss]\ntype = 'no_such_module:Own'", "cannot be imported: ModuleNotFoundError"),
+        ("[loss]\ntype = 'math:Own'", "cannot be imported: AttributeError"),
+        ("[loss]\ntype = 'Sigmoid'\nbias = -5", "loss, of type Sigmoid: .*temperature"),
+        ("[loss]\ntype = 'Sigmoid'\ntemperature = 0.1\nweight = 1", "loss, of type Sigmoid: .*weight"),
+        ("[loss]\ntemperature = { initial = 0.1 }", "write a number or { learned = 0.1 }"),
+        ("[loss]\ntemperature = { learned = 0.1, lowest = 0.1 }", "loss.temperature: .*lowest"),
+    ],
+)
+def test_bad_types(tmp_path, text, words):
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, text)

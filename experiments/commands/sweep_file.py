@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,24 @@ from simulator.settings import replace_field
 # What a table may be, by its `type`; the first is the default.
 TYPES = dict(
     data=(sim.LatentPairs, sim.Digits),
+    loss=(sim.InfoNCE, sim.Sigmoid),
     encoder_x=(sim.MLP, sim.Linear, sim.Table),
     encoder_y=(sim.MLP, sim.Linear, sim.Table),
     start=(sim.Cones,),
 )
 
 
+OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
 def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments of `sim.sweep` from a TOML file.
 
     The file holds `seeds` and `key` (whole numbers), the fields of `sim.Experiment` (tables for nested ones; a table's
-    `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits"; `start = "none"` for no cones;
-    `temperature = { learned = 0.1 }`; `optimizer` a function of optax), and a table `over` of lists by dotted field.
+    `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits", "InfoNCE", "Sigmoid", or one's own as
+    "module:Class", the module in the file's folder or installed; `start = "none"` for no cones; a number of a loss
+    `{ learned = 0.1 }` with the fields of `sim.Learned`; `optimizer` a function of optax; functions of one's own as
+    "module:function"), and a table `over` of lists by dotted field.
 
     Args:
       path: the file.
@@ -52,10 +61,40 @@ def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: key is {key!r}; it must be a whole number from 0 to 2³² − 1")
     experiment = sim.Experiment()
     for name, value in settings.items():
-        experiment = replace_field(experiment, name, _value(name, value, getattr(experiment, name, None)))
+        experiment = replace_field(experiment, name, _value(name, value, getattr(experiment, name, None), path.parent))
     for field in over.keys() & vars(experiment).keys():  # a dotted one is a number, or checked by its class
-        over[field] = [_value(field, value, getattr(experiment, field)) for value in over[field]]
+        over[field] = [_value(field, value, getattr(experiment, field), path.parent) for value in over[field]]
     return dict(experiment=experiment, over=over, seeds=seeds, key=jax.random.key(key))
+
+
+def _imported(name: str, text: str, folder: Path) -> Any:
+    """What "module:name" stands for; the module may lie beside the file."""
+    module, _, attribute = text.partition(":")
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
+    try:
+        found = importlib.import_module(module)
+        part = getattr(found, attribute)
+    except Exception as error:  # whatever importing the user's module raises
+        raise ValueError(f"{name} is {text!r}, which cannot be imported: {type(error).__name__}: {error}") from error
+    beside, there = folder.resolve() / f"{module.replace('.', '/')}.py", getattr(found, "__file__", None)
+    if beside.exists() and (there is None or Path(there).resolve() != beside):
+        raise ValueError(
+            f"{name} is {text!r}, and {module} is {there} already, not {beside}; give the file another name"
+        )
+    return part
+
+
+def _number(table: str, field: str, value: Any) -> Any:
+    """A number of a loss, which may be learned."""
+    if table != "loss" or not isinstance(value, dict):
+        return value
+    if "learned" not in value:
+        raise ValueError(f"loss.{field} is {value!r}; write a number or {{ learned = 0.1 }}")
+    try:
+        return sim.Learned(value["learned"], **{name: inner for name, inner in value.items() if name != "learned"})
+    except TypeError as error:
+        raise ValueError(f"loss.{field}: {error}") from error
 
 
 def _apply(settings: dict[str, Any], change: str) -> None:
@@ -76,8 +115,10 @@ def _apply(settings: dict[str, Any], change: str) -> None:
     settings[name] = value
 
 
-def _value(name: str, value: Any, current: Any) -> Any:
+def _value(name: str, value: Any, current: Any, folder: Path) -> Any:
     """A field of Experiment from its TOML value."""
+    if isinstance(value, str) and OWN.fullmatch(value):
+        return _imported(name, value, folder)
     if name == "optimizer":
         try:
             makes_one = isinstance(getattr(optax, value)(1e-3), optax.GradientTransformation)
@@ -89,17 +130,18 @@ def _value(name: str, value: Any, current: Any) -> Any:
     if name == "start" and value == "none":
         return None
     if name in TYPES and isinstance(value, dict):
+        value = {field: _number(name, field, inner) for field, inner in value.items()}
         known = {cls.__name__: cls for cls in TYPES[name]}
         chosen = value.pop("type", type(current).__name__ if type(current) in TYPES[name] else next(iter(known)))
+        if isinstance(chosen, str) and OWN.fullmatch(chosen):
+            known = {chosen: _imported(f"{name}.type", chosen, folder)}
         if not isinstance(chosen, str) or chosen not in known:
-            raise ValueError(f"{name}.type is {chosen!r}; it must be one of {', '.join(known)}")
-        current = current if type(current).__name__ == chosen else known[chosen]()
-    if name == "loss" and isinstance(value, dict):
-        temperature = value.get("temperature")
-        if isinstance(temperature, dict):
-            if list(temperature) != ["learned"]:
-                raise ValueError(f"loss.temperature is {temperature!r}; write a number or {{ learned = 0.1 }}")
-            value["temperature"] = sim.Learned(temperature["learned"])
+            raise ValueError(f"{name}.type is {chosen!r}; it must be one of {', '.join(known)}, or module:Class")
+        if type(current).__name__ != chosen:
+            try:
+                return known[chosen](**value)
+            except TypeError as error:
+                raise ValueError(f"{name}, of type {chosen}: {error}") from error
     if not isinstance(value, dict):
         if dataclasses.is_dataclass(current) or name in TYPES:
             fields = ", ".join(

@@ -176,7 +176,8 @@ def _array(value, inner) -> Any:
 def _held(value, inner) -> Any:
     """The items of a container, or None."""
     if isinstance(value, Mapping):
-        return {str(name): inner(item) for name, item in value.items()}
+        # `exec` puts Python's own names into its namespace, and an interactive session puts what it showed last among them.
+        return {str(name): inner(item) for name, item in value.items() if name != "__builtins__"}
     if isinstance(value, (set, frozenset)):
         return sorted((inner(item) for item in value), key=json.dumps)
     return [inner(item) for item in value] if isinstance(value, (list, tuple)) else None
