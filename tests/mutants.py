@@ -36,6 +36,7 @@ MODULES = (
         "closing/closer",
         "closing/rules",
         "losses/contrastive",
+        "losses/objectives",
         "theory/noisy_distance",
     ),
     *("numerics/units", "numerics/precision", "closing/index", "closing/directions", "theory/*", "robustness"),
