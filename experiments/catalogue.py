@@ -73,6 +73,7 @@ def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
     """The ledger rows of one claim, as plain values for JSON. Raises ValueError where `CLAIM.expected` names other rows."""
     module = load(stem)
     claim, rows = module.CLAIM, module.judge(data)
+    expected = module.expected(data) if hasattr(module, "expected") else claim.expected
     names = [row.name for row in rows]
     wrong = [f"{name!r} is no row" for name in claim.expected if name not in names]
     wrong += [f"{name!r} has no verdict" for name in names if name not in claim.expected]
@@ -98,7 +99,7 @@ def judge(stem: str, data, seconds: float) -> list[dict[str, Any]]:
                 condition=row.condition,
                 effect=row.effect,
                 five_percent_off=row.five_percent_off(),
-                expected=claim.expected[row.name],
+                expected=expected[row.name],
                 control=row.control_name,
                 control_error=_finite(row.control.error()),
                 control_rejected=row.control_rejected(),

@@ -183,6 +183,17 @@ def left(run):
     return [over_start(run.gap_norm).isel(step=-1)]
 
 
+def _matched(data, yes: bool) -> list[str]:
+    """Names of the data sets whose pairs can be matched, or of the others."""
+    return [str(name) for name in data.data.values if (str(name) == "synthetic") == yes]
+
+
+def expected(data) -> dict[str, str]:
+    """Verdicts of a measurement: where no pairs can be matched, the two rows that assume it are refuted."""
+    unassumed = {} if _matched(data, True) else dict.fromkeys(("compressed", "global"), "refuted")
+    return {**CLAIM.expected, **unassumed}
+
+
 def judge(data) -> list[sim.Row]:
     """Separable; compressed against the null; global; compressed in absolute terms, at its lowest and at the end; closed at
     the largest temperature. Every data set is judged by the same limits; digits, whose halves hardly tell their partners
@@ -190,7 +201,7 @@ def judge(data) -> list[sim.Row]:
     cold, hot = float(data.temperature.min()), float(data.temperature.max())
     wide, closed = float(data.angle.max()), float(data.angle.min())
     sources = [str(name) for name in data.data.values]
-    matched, unmatched = sources[:1], sources[1:]  # synthetic pairs come first
+    matched, unmatched = (_matched(data, yes) for yes in (True, False))
 
     def runs(name, temperature=cold, angle=wide):
         return data.sel(data=name, temperature=temperature, angle=angle)
@@ -206,6 +217,8 @@ def judge(data) -> list[sim.Row]:
 
     def outside(limit, measure):
         """Where the temperature is large; and where pairs cannot be matched, if such a set was trained."""
+        if not matched:
+            return None
         hard = [largest(limit, measure, unmatched)] if unmatched else []
         return worst([largest(limit, measure, matched, temperature=hot), *hard])
 
@@ -215,9 +228,11 @@ def judge(data) -> list[sim.Row]:
         said = lambda name, t: " and ".join(map(spread, measure(runs(name, t)))) + at[t]
         return "; ".join(f"{name} {', '.join(said(name, t) for t in at)}" for name in sources)
 
-    matching = f"the temperature is small and pairs can be matched: at τ = {hot:g} it fails" + (
-        f", and on {unmatched[0]}, by the same limit, at every τ" if unmatched else ""
-    )
+    matching = f"the temperature is small and pairs can be matched: at τ = {hot:g} it fails"
+    if unmatched:
+        matching += f", and on {unmatched[0]}, by the same limit, at every τ"
+    if not matched:
+        matching = f"pairs of {unmatched[0]} can hardly be matched"
     return [
         sim.Row(
             "separable",
@@ -231,7 +246,7 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "compressed",
-            largest(COMPRESSED, ratio, matched),
+            largest(COMPRESSED, ratio, matched or sources),
             nearest(COMPRESSED, null_ratio),
             "a random direction in place of the gap",
             label="variance along the gap over its null",
@@ -242,7 +257,7 @@ def judge(data) -> list[sim.Row]:
         ),
         sim.Row(
             "global",
-            largest(1 - GLOBAL, not_global, matched),
+            largest(1 - GLOBAL, not_global, matched or sources),
             nearest(1 - GLOBAL, not_global, angle=closed),
             "cones that start together",
             label="share of the mean squared distance of pairs that is not the gap's, 1 − G²/E‖y − x‖²",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from experiments import catalogue
 from experiments.claims import gap_emergence
 from simulator.storage.results import load_dataset
 from tests.theorems.common import judged, quick_measurement
@@ -36,3 +37,15 @@ def test_every_data_set_is_judged_by_the_same_limits():
         assert "digits" in rows[name].condition
         assert judged("gap_emergence", cold)[name].verdict() == "holds if"
         assert judged("gap_emergence", cold.sel(data=["synthetic"]))[name].verdict() == "holds"
+
+
+def test_digits_alone_are_judged_by_what_they_can_show():
+    """`gapsim run --data digits`: without pairs that can be matched the rows that assume them are refuted, and expected to be;
+    synthetic pairs alone meet the claim's own verdicts."""
+    data = load_dataset(Path(__file__).parents[2] / "figures" / "gap_emergence.nc")
+    for name in ("digits", "synthetic"):
+        lines = catalogue.judge("gap_emergence", data.sel(data=[name]), 0.0)
+        assert all(map(catalogue.as_expected, lines)), name
+        differ = {line["row"] for line in lines if line["verdict"] != gap_emergence.CLAIM.expected[line["row"]]}
+        assert differ == ({"compressed", "global"} if name == "digits" else set())
+        assert not any("synthetic" in line["condition"] + line["effect"] for line in lines if name == "digits")
