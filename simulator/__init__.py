@@ -11,7 +11,18 @@ from simulator.closing.index import Index
 from simulator.data import Batch, DataSource, Digits, LatentPairs, Pairs, sample
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
-from simulator.losses import InfoNCE, Learned, Sigmoid, info_nce, sharded_info_nce, sigmoid_loss
+from simulator.losses import (
+    InfoNCE,
+    LabeledInfoNCE,
+    Learned,
+    Sigmoid,
+    Spectral,
+    info_nce,
+    labeled_info_nce,
+    sharded_info_nce,
+    sigmoid_loss,
+    spectral_loss,
+)
 from simulator.robustness import Estimate, GaussianNoise, Quantization, measured_robustness
 from simulator.settings import register
 from simulator.storage.embeddings import load_embeddings
@@ -44,6 +55,7 @@ __all__ = [
     "GaussianNoise",
     "Index",
     "InfoNCE",
+    "LabeledInfoNCE",
     "LatentPairs",
     "Learned",
     "Linear",
@@ -53,11 +65,13 @@ __all__ = [
     "Run",
     "Sigmoid",
     "Snapshot",
+    "Spectral",
     "Table",
     "exact_robustness",
     "gap_vector",
     "gradient_flow",
     "info_nce",
+    "labeled_info_nce",
     "load_dataset",
     "load_embeddings",
     "load_sweep",
@@ -67,6 +81,7 @@ __all__ = [
     "sample",
     "sharded_info_nce",
     "sigmoid_loss",
+    "spectral_loss",
     "sweep",
     "train",
     "use_all_cores",

@@ -160,3 +160,97 @@ def test_bad_input(change, words):
     arguments = dict(x=np.ones((4, 2)), y=np.ones((4, 2)), temperature=0.1) | change
     with pytest.raises(ValueError, match=words):
         sim.info_nce(arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+LABELS = np.array([3, 3, 0, -1, 0, 3, -1])
+
+
+def oracle_labeled(x, y, labels, temperature, same_label, similarity):
+    """Loops over pairs; a label < 0 is like no other."""
+    n = len(x)
+    same = [[k == i or (labels[k] == labels[i] >= 0) for i in range(n)] for k in range(n)]
+    if same_label == "positive":
+        weights = np.array([[same[k][i] / (n * sum(same[k])) for i in range(n)] for k in range(n)])
+        return oracle_info_nce(x, y, temperature, similarity, weights)
+    total = 0.0
+    for i in range(n):
+        others = [k for k in range(n) if k == i or not same[k][i]]
+        place = others.index(i)
+        total += oracle_row(x[others], y[i], place, temperature, similarity)
+        total += oracle_row(y[others], x[i], place, temperature, similarity)
+    return total / (2 * n)
+
+
+def oracle_row(candidates, row, place, temperature, similarity):
+    """−log of the softmax of one row over candidates, at one of them."""
+    scores = []
+    for candidate in candidates:
+        if similarity == "cosine":
+            scores.append(candidate @ row / (np.linalg.norm(candidate) * np.linalg.norm(row)))
+        else:
+            scores.append(candidate @ row if similarity == "dot" else -np.sum((candidate - row) ** 2))
+    scores = np.array(scores) / temperature
+    return np.log(np.sum(np.exp(scores))) - scores[place]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("same_label", ["positive", "ignored"])
+def test_labeled_info_nce_equals_loops_and_the_other_kind_does_not(rng, similarity, same_label):
+    x, y = rng.normal(size=(2, 7, 4))
+    loss = lambda labels, kind: sim.labeled_info_nce(
+        x, y, labels, temperature=0.3, same_label=kind, similarity=similarity
+    )
+    expected = oracle_labeled(x, y, LABELS, 0.3, same_label, similarity)
+    np.testing.assert_allclose(loss(LABELS, same_label), expected, rtol=1e-12)
+    other = dict(positive="ignored", ignored="positive")[same_label]
+    assert abs(loss(LABELS, other) - expected) > 0.01
+    plain = sim.info_nce(x, y, temperature=0.3, similarity=similarity)
+    for alone in (np.arange(7), np.full(7, -1)):  # no two belong together
+        np.testing.assert_allclose(loss(alone, same_label), plain, rtol=1e-12)
+    gradient = lambda a, b: sim.labeled_info_nce(
+        a, b, LABELS, temperature=0.3, same_label=same_label, similarity=similarity
+    )
+    check_grads(gradient, (x, y), order=1, modes=["rev"])
+
+
+def test_all_pairs_of_one_label(rng):
+    """All ignore each other: nothing is left to tell apart. All positive: the least loss is that of guessing, log n."""
+    x, y = rng.normal(size=(2, 5, 3))
+    ones = np.ones(5, int)
+    np.testing.assert_allclose(sim.labeled_info_nce(x, y, ones, temperature=0.1, same_label="ignored"), 0.0, atol=1e-12)
+    same = np.ones((5, 3))
+    np.testing.assert_allclose(sim.labeled_info_nce(same, same, ones, temperature=0.1), np.log(5), rtol=1e-12)
+    assert sim.labeled_info_nce(x, y, ones, temperature=0.1) > np.log(5)
+
+
+def test_spectral_loss_is_a_distance_of_matrices(rng):
+    """‖XYᵀ − nI‖²/n² − n; the near miss is I/n in place of nI."""
+    x, y = rng.normal(size=(2, 6, 4))
+    distance = lambda identity: np.sum((x @ y.T - identity) ** 2) / 36
+    np.testing.assert_allclose(sim.spectral_loss(x, y), distance(6 * np.eye(6)) - 6, rtol=1e-12)
+    assert abs(sim.spectral_loss(x, y) - (distance(np.eye(6) / 6) - 1 / 216)) > 0.1
+    gradient = jax.grad(sim.spectral_loss)(x, y)
+    np.testing.assert_allclose(gradient, -2 * y / 6 + 2 * x @ (y.T @ y) / 36, rtol=1e-10)
+    best = np.sqrt(6) * np.eye(6)
+    np.testing.assert_allclose(sim.spectral_loss(best, best), -6.0, rtol=1e-12)
+    low = sim.spectral_loss(x.astype(np.float16), y.astype(np.float16))
+    np.testing.assert_allclose(
+        low, sim.spectral_loss(x.astype(np.float16).astype(float), y.astype(np.float16).astype(float)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(labels=np.arange(4)), "labels have shape"),
+        (dict(labels=np.arange(5.0)), "one whole number"),
+        (dict(temperature=0.0), "temperature is 0.0"),
+        (dict(same_label="negative"), "same_label is 'negative'"),
+        (dict(similarity="euclid"), "similarity"),
+        (dict(x=np.ones((4, 3))), "4 rows"),
+    ],
+)
+def test_bad_input_of_the_labeled_loss(change, words):
+    given = dict(x=np.ones((5, 3)), y=np.ones((5, 3)), labels=np.arange(5), temperature=0.1) | change
+    with pytest.raises(ValueError, match=words):
+        sim.labeled_info_nce(**given)

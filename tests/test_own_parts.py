@@ -356,3 +356,24 @@ def test_metrics_that_are_refused(key, metrics, words):
 def test_bad_parts(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("loss", [sim.LabeledInfoNCE(0.1, same_label="ignored"), sim.Spectral(sim.Learned(2.0))])
+def test_shipped_losses_train_as_their_functions(key, loss):
+    """One step of SGD from the same start: the towers move by the gradient of the function; labels are those of the batch."""
+    data = sim.LatentPairs(16, latent_dim=3, dim_x=5, dim_y=7, latent="clusters", num_clusters=4)
+    one = dict(data=data, steps=1, eval_points=2, optimizer=optax.sgd, learning_rate=0.1, dtype="float64", start=None)
+    run = sim.train(small(loss=loss, **one), key=key)
+    seen = {}
+
+    def by_hand(x, y, batch):
+        seen["labels"] = batch.labels
+        if isinstance(loss, sim.Spectral):
+            return sim.spectral_loss(2.0 * x, y)
+        return sim.labeled_info_nce(x, y, batch.labels, temperature=0.1, same_label="ignored")
+
+    other = sim.train(small(loss=by_hand, **one), key=key)
+    assert seen["labels"].shape == (16,)
+    for a, b in zip(jax.tree.leaves(run.params["x"]), jax.tree.leaves(other.params["x"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(run.history.loss[0], other.history.loss[0], rtol=1e-12)

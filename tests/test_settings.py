@@ -126,7 +126,10 @@ def test_losses_by_their_type_and_classes_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[loss]\ntype = 'Spectral'", "loss.type is 'Spectral'; it must be one of InfoNCE, Sigmoid, or module:Class"),
+        (
+            "[loss]\ntype = 'Triplet'",
+            "loss.type is 'Triplet'; it must be one of InfoNCE, Sigmoid, LabeledInfoNCE, Spectral, or module:Class",
+        ),
         ("[loss]\ntype = 'no_such_module:Own'", "cannot be imported: ModuleNotFoundError"),
         ("[loss]\ntype = 'math:Own'", "cannot be imported: AttributeError"),
         ("[loss]\ntype = 'Sigmoid'\nbias = -5", "loss, of type Sigmoid: .*temperature"),

@@ -4,17 +4,22 @@ from simulator.losses.contrastive import (
     SIMILARITIES,
     Similarity,
     info_nce,
+    labeled_info_nce,
     logits,
     normalize_rows,
     sharded_info_nce,
     sigmoid_loss,
     similarity_matrix,
+    spectral_loss,
 )
 from simulator.losses.objectives import (
+    SHIPPED,
     InfoNCE,
+    LabeledInfoNCE,
     Learned,
     Loss,
     Sigmoid,
+    Spectral,
     at_step,
     ignores_length,
     learned_numbers,
@@ -25,15 +30,19 @@ from simulator.losses.objectives import (
 )
 
 __all__ = [
+    "SHIPPED",
     "SIMILARITIES",
     "InfoNCE",
+    "LabeledInfoNCE",
     "Learned",
     "Loss",
     "Sigmoid",
     "Similarity",
+    "Spectral",
     "at_step",
     "ignores_length",
     "info_nce",
+    "labeled_info_nce",
     "learned_numbers",
     "logits",
     "normalize_rows",
@@ -44,4 +53,5 @@ __all__ = [
     "sharded_info_nce",
     "sigmoid_loss",
     "similarity_matrix",
+    "spectral_loss",
 ]

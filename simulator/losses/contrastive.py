@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid
+from jax.scipy.special import logsumexp
 
 from simulator.losses.partition import log_partition, ring_partition
 from simulator.numerics.scaling import exponents, times_power, widened
@@ -230,3 +231,83 @@ def sigmoid_loss(x: Rows, y: Rows, *, temperature, bias, similarity: Similarity 
     scores = logits(x, y, temperature=temperature, similarity=similarity) + bias
     signs = 2.0 * jnp.eye(len(scores), dtype=scores.dtype) - 1.0
     return -jnp.sum(log_sigmoid(signs * scores)) / len(scores)
+
+
+def spectral_loss(x: Rows, y: Rows) -> jax.Array:
+    """The spectral contrastive loss of pairs.
+
+    L = −(2/n) Σ_i ⟨x_i, y_i⟩ + (1/n²) Σ_ki ⟨x_k, y_i⟩² = ‖XYᵀ − nI‖²/n² − n.
+
+    Args:
+      x: gallery embeddings [n, d], not necessarily of unit length.
+      y: query embeddings [n, d]; row i pairs with row i of `x`.
+
+    Returns:
+      The loss, a scalar >= −n; −n where XYᵀ = nI, which needs d >= n.
+
+    Raises:
+      ValueError: rows that cannot be paired, non-finite rows.
+
+    Example:
+      >>> rows = 2.0 * jnp.eye(4)
+      >>> round(float(sim.spectral_loss(rows, rows)), 4)
+      -4.0
+
+    Source: HaoChen et al. 2021, the spectral contrastive loss, for the empirical distribution of n pairs.
+    """
+    require_paired(x, y)
+    x, y = _same_type(widened(x, "x"), widened(y, "y"))
+    products = x @ y.T
+    return jnp.mean(products**2) - 2.0 * jnp.mean(jnp.diagonal(products))
+
+
+def labeled_info_nce(
+    x: Rows, y: Rows, labels: Rows, *, temperature, same_label: Literal["positive", "ignored"] = "positive",
+    similarity: Similarity = "cosine",
+) -> jax.Array:  # fmt: skip
+    """InfoNCE of pairs of which several belong together: captions of one image, or duplicates.
+
+    "positive": L = −½ Σ_ki W_ki [log Q^y(k,i) + log Q^x(k,i)] as in `info_nce`, with W_ki = 1/(n n_i) where k and i have one
+    label, which n_i pairs have, and 0 elsewhere. "ignored": `info_nce` of the n pairs, with the others of one label left
+    out of both softmaxes: they are neither positives nor negatives.
+
+    Args:
+      x: gallery embeddings [n, d].
+      y: query embeddings [n, d]; row i pairs with row i of `x`.
+      labels: of the pairs [n], whole numbers; one < 0 is like no other.
+      temperature: τ > 0.
+      same_label: what another pair of the same label is.
+      similarity: "cosine", "dot" or "sqeuclidean".
+
+    Returns:
+      The loss in nats, a scalar.
+
+    Raises:
+      ValueError: rows that cannot be paired, labels of another shape, a temperature <= 0.
+
+    Example:
+      >>> rows = jnp.eye(4)
+      >>> for labels in ([0, 1, 2, 3], [0, 0, 1, 2]):
+      ...     round(float(sim.labeled_info_nce(rows, rows, jnp.array(labels), temperature=0.5, same_label="ignored")), 3)
+      0.341
+      0.29
+
+    Source: Yang et al. 2022 (UniCL), for "positive".
+    """
+    require_number("temperature", temperature, above=0.0)
+    require_one_of("similarity", similarity, SIMILARITIES)
+    require_one_of("same_label", same_label, ("positive", "ignored"))
+    require_paired(x, y)
+    labels = jnp.asarray(labels)
+    if labels.shape != (len(x),) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; expected one whole number for each of the {len(x)} pairs"
+        )
+    own = jnp.eye(len(x), dtype=bool)
+    same = own | ((labels[:, None] == labels[None, :]) & (labels >= 0)[None, :])
+    if same_label == "positive":
+        pairing = same / jnp.sum(same, axis=0, keepdims=True)
+        return info_nce(x, y, temperature=temperature, similarity=similarity, pairing=pairing)
+    scores = jnp.where(same & ~own, -jnp.inf, logits(x, y, temperature=temperature, similarity=similarity))
+    partition = 0.5 * (logsumexp(scores, axis=0) + logsumexp(scores, axis=1))
+    return jnp.mean(partition - jnp.diagonal(scores))

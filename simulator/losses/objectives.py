@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 
-from simulator.losses.contrastive import SIMILARITIES, Similarity, info_nce, sharded_info_nce, sigmoid_loss
+from simulator.losses.contrastive import (
+    SIMILARITIES,
+    Similarity,
+    info_nce,
+    labeled_info_nce,
+    sharded_info_nce,
+    sigmoid_loss,
+    spectral_loss,
+)
 from simulator.settings import is_registered, number_fields, register, replaced
 from simulator.validation import require_boolean, require_integer, require_number, require_one_of
 
@@ -132,6 +140,54 @@ class Sigmoid:
         return sigmoid_loss(x, y, temperature=self.temperature, bias=self.bias, similarity=self.similarity)
 
 
+@register
+@dataclasses.dataclass(frozen=True)
+class LabeledInfoNCE:
+    """The loss of an experiment: `labeled_info_nce` with the labels of the data.
+
+    Args:
+      temperature: τ > 0; or an optax schedule step -> τ; or `Learned(initial)`.
+      same_label: what another pair of the same label is, "positive" or "ignored".
+      similarity: "cosine", "dot" or "sqeuclidean".
+    """
+
+    temperature: float | Callable | Learned
+    _: dataclasses.KW_ONLY
+    same_label: Literal["positive", "ignored"] = "positive"
+    similarity: Similarity = "cosine"
+
+    def __post_init__(self):
+        _require_temperature("LabeledInfoNCE.temperature", self.temperature)
+        require_one_of("LabeledInfoNCE.same_label", self.same_label, ("positive", "ignored"))
+        require_one_of("LabeledInfoNCE.similarity", self.similarity, SIMILARITIES)
+
+    def __call__(self, x, y, batch) -> jax.Array:
+        return labeled_info_nce(
+            x, y, batch.labels, temperature=self.temperature, same_label=self.same_label, similarity=self.similarity
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Spectral:
+    """The loss of an experiment: `spectral_loss`, which has no temperature.
+
+    Args:
+      scale: s > 0, a factor on every ⟨x, y⟩, for rows of unit length: the least loss, −n, is at XYᵀ = (n/s)I. A number, an optax schedule,
+        or `Learned(initial)`.
+    """
+
+    scale: float | Callable | Learned = 1.0
+
+    def __post_init__(self):
+        if not isinstance(self.scale, Learned) and not callable(self.scale):
+            require_number("Spectral.scale", self.scale, above=0.0)
+
+    def __call__(self, x, y, batch=None) -> jax.Array:
+        return spectral_loss(x * self.scale, y)
+
+
+SHIPPED = (InfoNCE, Sigmoid, LabeledInfoNCE, Spectral)
 Loss = Callable[..., jax.Array]
 
 
@@ -175,7 +231,7 @@ def numbers_now(loss: Loss) -> dict[str, jax.Array]:
 
 def ignores_length(loss: Any) -> bool:
     """Whether the loss sees the directions of the rows alone, so that they need not be scaled to unit length before it."""
-    return type(loss) in (InfoNCE, Sigmoid) and loss.similarity == "cosine"
+    return type(loss) in (InfoNCE, Sigmoid, LabeledInfoNCE) and loss.similarity == "cosine"
 
 
 def number_values(part: Any, above: str = ""):

@@ -12,7 +12,7 @@ import numpy as np
 
 from simulator.data import Batch, Digits, LatentPairs, Pairs
 from simulator.geometry import GapMeasures
-from simulator.losses import InfoNCE, Sigmoid, at_step, learned_numbers, number_values, parameter_name
+from simulator.losses import SHIPPED, at_step, learned_numbers, number_values, parameter_name
 from simulator.training.experiment import Experiment, name_of
 
 RESULTS = frozenset(GapMeasures.__dataclass_fields__) | {"loss", "gap", "x", "y", "labels", "bad_step"}
@@ -39,7 +39,7 @@ def require_usable(experiment: Experiment) -> None:
     """Raise ValueError where the data source or the loss of an experiment cannot be trained with; shipped ones are left out."""
     if type(experiment.data) not in (LatentPairs, Pairs, Digits):
         _require_source(experiment)
-    if type(experiment.loss) not in (InfoNCE, Sigmoid):
+    if type(experiment.loss) not in SHIPPED:
         _require_loss(experiment)
 
 
