@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -110,6 +110,14 @@ def static_values(part: Any, path: str = "") -> Iterable[tuple[str, Any]]:
             yield inner, value
 
 
+def is_own_form(cls: type, special: str, general: str) -> bool:
+    """Whether a class has a special form of a method that belongs to its general one: not inherited from above the class that
+    defines the general one, for which it may do another thing."""
+    place = lambda name: next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), None)
+    found, needed = place(special), place(general)
+    return found is not None and needed is not None and found <= needed
+
+
 def is_registered(part: Any) -> bool:
     """Whether its own class (not one that it inherits from) was registered."""
     return type(part) in _REGISTERED
@@ -178,10 +186,15 @@ class Template:
         return self.structure.unflatten([0.0 if path is None else values[path] for path in self.given])
 
 
-def split(settings: Any, varied: Iterable[str] = ()) -> tuple[Template, dict[str, float], dict[str, Any]]:
-    """(template, numbers, arrays) of a pytree: the numbers that are not 0, as floats, and its arrays, by dotted path; those at
-    paths that are `varied` count among the given ones, 0 or not."""
-    found, varied = numbers(settings), set(varied)
+def split(
+    settings: Any, varied: Mapping[str, Sequence[float] | np.ndarray] | None = None
+) -> tuple[Template, dict[str, float], dict[str, Any]]:
+    """(template, numbers, arrays) of a pytree: the numbers that are not 0, as floats, and its arrays, by dotted path. What is
+    varied counts among the numbers, 0 or not, with the first of its values."""
+    varied = varied or {}
+    for path, values in varied.items():  # perhaps in place of a schedule
+        settings = replace_field(settings, path, float(values[0]))
+    found = numbers(settings)
     arrays = {path: leaf for path, leaf in found.items() if np.ndim(leaf)}
     given = {path: float(leaf) for path, leaf in found.items() if path not in arrays and (path in varied or leaf != 0)}
     paths = tuple(path if path in arrays or path in given else None for path in found)

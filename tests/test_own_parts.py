@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import simulator as sim
+from simulator.data import draw
 from simulator.settings import numbers, split
 from simulator.training.runs import train_replicas
 
@@ -278,9 +279,38 @@ def zeros(*shape):
     return jnp.zeros(shape, jnp.float32)
 
 
-def drawing(x, y):
+GENERATOR = np.random.default_rng(0)
+
+
+@sim.register
+class Asking:
+    """Python can ask for its number only where that is off, and so no part of the traced ones."""
+
+    weight: float
+
+    def __call__(self, x, y, batch):
+        loss = sim.info_nce(x, y, temperature=0.1)
+        return loss + self.weight if self.weight > 0 else loss
+
+
+@sim.register
+class Twice:
+    temperature: float | sim.Learned
+    log_scale: float | sim.Learned
+
+    def __call__(self, x, y, batch):
+        return self.log_scale * sim.info_nce(x, y, temperature=self.temperature)
+
+
+def numpy_tower(dim_in, *, rngs, dtype):
+    tower = sim.Linear(6)(dim_in, rngs=rngs, dtype=dtype)
+    tower.out.kernel[...] = jnp.asarray(GENERATOR.normal(size=(dim_in, 6)), dtype)
+    return tower
+
+
+def drawing(x, y, world=lambda: 1.0):
     return type("Source", (), dict(
-        dim_x=3, dim_y=4, num_pairs=20, draw_world=lambda self, key, dtype: jnp.zeros(2, dtype),
+        dim_x=3, dim_y=4, num_pairs=20, draw_world=lambda self, key, dtype: world() * jnp.ones(2, dtype),
         draw_pairs=lambda self, world, n, key: (x(n), y(n)),
     ))()  # fmt: skip
 
@@ -300,6 +330,26 @@ BAD = {
         "the gradient of the loss .* fails while it is traced: ValueError",
     ),
     "draws": (lambda: small(loss=lambda x, y, batch: np.random.default_rng().random() * jnp.sum(x * y)), "another program each time"),
+    "another size": (
+        lambda: small(eval_pairs=17, loss=lambda x, y, batch: jnp.sum(x * y * jnp.ones((16, 1)))),
+        "of 17 pairs fails while it is traced: TypeError",
+    ),
+    "asks a traced number": (
+        lambda: small(loss=Asking(0.5)),
+        "of 16 pairs fails while it is traced: TracerBoolConversionError",
+    ),
+    "one parameter twice": (
+        lambda: small(loss=Twice(sim.Learned(0.1), sim.Learned(0.1))), "parameter is called log_scale, as another one is",
+    ),
+    "world by NumPy": (
+        lambda: small(data=drawing(lambda n: zeros(n, 3), lambda n: zeros(n, 4), lambda: GENERATOR.random())),
+        "draw_world.* is another program each time it is traced",
+    ),
+    "pairs by NumPy": (
+        lambda: small(data=drawing(lambda n: zeros(n, 3) + GENERATOR.random(), lambda n: zeros(n, 4))),
+        "draw_pairs is another program each time it is traced",
+    ),
+    "tower by NumPy": (lambda: small(encoder_x=numpy_tower, start=None), "encoder_x is another program each time"),
     "a name of ours": (
         lambda: small(loss=sim.register(type("L", (), dict(
             __annotations__=dict(gap=float), __call__=lambda self, x, y, batch: self.gap * jnp.sum(x * y))))(1.0)),
@@ -332,6 +382,9 @@ def test_what_is_refused_before_training(key, case, monkeypatch):
         ({"m": 3}, "must be a function"),
         ({"m": lambda s: s.z}, "the metric 'm' fails while it is traced: AttributeError"),
         ({"m": lambda s: "word"}, "the metric 'm' fails while it is traced: TypeError"),
+        ({"m": lambda s: s.x[0] * GENERATOR.random()}, "the metric 'm' is another program each time"),
+        ({"a/b": lambda s: s.step}, "no name in Python"),
+        ({"temperature": lambda s: s.step}, "like a number of the loss"),
     ],
 )
 def test_metrics_that_are_refused(key, metrics, words):
@@ -351,6 +404,7 @@ def test_metrics_that_are_refused(key, metrics, words):
         (lambda: sim.Learned(0.5, most=0.4), "Learned.initial is 0.5"),
         (lambda: sim.Learned(0.5, learning_rate=0.0), "learning_rate"),
         (lambda: sim.InfoNCE(sim.Learned(0.5, positive=False)), "positive=True"),
+        (lambda: sim.Spectral(sim.Learned(0.5, positive=False)), "positive=True"),
     ],
 )
 def test_bad_parts(build, words):
@@ -377,3 +431,51 @@ def test_shipped_losses_train_as_their_functions(key, loss):
     for a, b in zip(jax.tree.leaves(run.params["x"]), jax.tree.leaves(other.params["x"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(run.history.loss[0], other.history.loss[0], rtol=1e-12)
+
+
+def test_a_schedule_is_held_to_what_its_class_asks_of_a_number(key):
+    """Spectral's scale must be > 0, at every step; up to the step before it is not, it may be trained."""
+    falling = sim.Spectral(optax.linear_schedule(1.0, -1.0, 12))
+    with pytest.raises(ValueError, match=r"loss.scale gives -1 at step 12: Spectral.scale is -1.0"):
+        sim.train(small(loss=falling), key=key)
+    assert sim.train(small(loss=falling, steps=5), key=key).history.scale[-1] > 0
+
+
+def test_a_number_that_is_off_may_be_asked_for(key):
+    """As the shipped data sources do; swept from 0 it is traced, and refused."""
+    assert sim.train(small(loss=Asking(0.0)), key=key).history.loss.size == 3
+    with pytest.raises(ValueError, match="TracerBoolConversionError"):
+        sim.sweep(small(loss=Asking(0.0)), over={"loss.weight": [0.0, 1.0]}, seeds=1, key=key)
+
+
+class Shifted(sim.LatentPairs):
+    """Other pairs; the stream and the sharded forms of what it inherits from are not its own."""
+
+    def draw_pairs(self, world, n, key):
+        batch = super().draw_pairs(world, n, key)
+        return dataclasses.replace(batch, x=batch.x + 100.0)
+
+
+def test_a_stream_is_drawn_as_the_class_itself_draws(key):
+    data = sim.register(dataclasses.dataclass(frozen=True)(Shifted))(None, latent_dim=3, dim_x=5, dim_y=7)
+    world = data.draw_world(key=key)
+    for stream in (True, False):
+        assert draw(data, world, 8, key, jnp.float32, stream=stream).x.min() > 50
+    plain = sim.LatentPairs(None, latent_dim=3, dim_x=5, dim_y=7)
+    assert not np.array_equal(*(draw(plain, world, 8, key, jnp.float32, stream=s).x for s in (True, False)))
+
+
+def test_two_learned_numbers_of_which_one_has_its_own_rate(key):
+    """Under SGD each moves by its own rate times its gradient, whatever it is called."""
+
+    @sim.register
+    class Sum:
+        rest: float | sim.Learned
+        other: float | sim.Learned
+
+        def __call__(self, x, y, batch):
+            return sim.info_nce(x, y, temperature=0.2) + self.rest + self.other
+
+    loss = Sum(sim.Learned(1.0, learning_rate=0.3, positive=False), sim.Learned(1.0, positive=False))
+    run = sim.train(small(loss=loss, steps=1, eval_points=2, optimizer=optax.sgd, learning_rate=0.01), key=key)
+    np.testing.assert_allclose([run.params["rest"], run.params["other"]], [0.7, 0.99], rtol=1e-6)

@@ -158,7 +158,7 @@ def test_what_is_off_is_not_traced():
     assert not arrays
     assert template.join(dict.fromkeys(numbers, 1.0)).data.mismatched == 0
     assert split(small(swap_probability=0.1))[1]["swap_probability"] == 0.1
-    assert split(SMALL, varied=["data.mismatched"])[1]["data.mismatched"] == 0
+    assert split(SMALL, varied={"data.mismatched": [0.0, 0.1]})[1]["data.mismatched"] == 0
 
 
 @pytest.mark.parametrize(

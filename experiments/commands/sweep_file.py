@@ -72,7 +72,7 @@ def _imported(name: str, text: str, folder: Path) -> Any:
     """What "module:name" stands for; the module may lie beside the file."""
     module, _, attribute = text.partition(":")
     if str(folder.resolve()) not in sys.path:
-        sys.path.insert(0, str(folder.resolve()))
+        sys.path.append(str(folder.resolve()))
     try:
         found = importlib.import_module(module)
         part = getattr(found, attribute)

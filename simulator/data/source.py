@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from simulator.settings import register
+from simulator.settings import is_own_form, register
 from simulator.validation import require_integer
 
 
@@ -37,7 +37,8 @@ class DataSource(Protocol):
       num_pairs: size of the training set; None draws fresh pairs at every step.
 
     A source may have more. `total`: how many pairs there are in all; training pairs and held-out pairs are then the first and
-    the next of one draw, and num_pairs=None trains on all that are not held out. `held_out()`: the source that held-out pairs
+    the next of one draw, and num_pairs=None trains on all that are not held out. Without it held-out pairs are a draw of their
+    own, which for a source that picks from a finite set could repeat training pairs. `held_out()`: the source that held-out pairs
     are drawn from, in the same world. `draw_stream(world, n, key)`: as `draw_pairs`, for the pairs of a stream, where speed
     matters.
     """
@@ -58,8 +59,8 @@ class DataSource(Protocol):
 
 def draw(source: Any, world: Any, n: int, key: jax.Array, dtype: Any, *, stream: bool = False) -> Batch:
     """n pairs of a source from a given world, as a whole Batch with observations of a type."""
-    method = source.draw_stream if stream and hasattr(source, "draw_stream") else source.draw_pairs
-    drawn = method(world, n, key=key)
+    stream = stream and is_own_form(type(source), "draw_stream", "draw_pairs")
+    drawn = (source.draw_stream if stream else source.draw_pairs)(world, n, key=key)
     if isinstance(drawn, tuple):
         drawn = Batch(*drawn)
     labels = jnp.full((n,), -1) if drawn.labels is None else drawn.labels

@@ -21,6 +21,7 @@ from simulator.losses.contrastive import (
     sigmoid_loss,
     spectral_loss,
 )
+from simulator.numerics.scaling import widened
 from simulator.settings import is_registered, number_fields, register, replaced
 from simulator.validation import require_boolean, require_integer, require_number, require_one_of
 
@@ -91,7 +92,7 @@ class InfoNCE:
     block_size: int | None = None
 
     def __post_init__(self):
-        _require_temperature("InfoNCE.temperature", self.temperature)
+        _require_positive("InfoNCE.temperature", self.temperature)
         require_one_of("InfoNCE.similarity", self.similarity, SIMILARITIES)
         if self.block_size is not None:
             require_integer("InfoNCE.block_size", self.block_size)
@@ -130,7 +131,7 @@ class Sigmoid:
     similarity: Similarity = "cosine"
 
     def __post_init__(self):
-        _require_temperature("Sigmoid.temperature", self.temperature)
+        _require_positive("Sigmoid.temperature", self.temperature)
         require_boolean("Sigmoid.train_bias", self.train_bias)
         if not isinstance(self.bias, Learned) and (self.train_bias or not callable(self.bias)):
             require_number("Sigmoid.bias", self.bias)
@@ -157,7 +158,7 @@ class LabeledInfoNCE:
     similarity: Similarity = "cosine"
 
     def __post_init__(self):
-        _require_temperature("LabeledInfoNCE.temperature", self.temperature)
+        _require_positive("LabeledInfoNCE.temperature", self.temperature)
         require_one_of("LabeledInfoNCE.same_label", self.same_label, ("positive", "ignored"))
         require_one_of("LabeledInfoNCE.similarity", self.similarity, SIMILARITIES)
 
@@ -173,30 +174,29 @@ class Spectral:
     """The loss of an experiment: `spectral_loss`, which has no temperature.
 
     Args:
-      scale: s > 0, a factor on every ⟨x, y⟩, for rows of unit length: the least loss, −n, is at XYᵀ = (n/s)I. A number, an optax schedule,
-        or `Learned(initial)`.
+      scale: s > 0, a factor on every ⟨x, y⟩, for rows of unit length: the least loss, −n, is at XYᵀ = (n/s)I. A number, an
+        optax schedule, or `Learned(initial)`.
     """
 
     scale: float | Callable | Learned = 1.0
 
     def __post_init__(self):
-        if not isinstance(self.scale, Learned) and not callable(self.scale):
-            require_number("Spectral.scale", self.scale, above=0.0)
+        _require_positive("Spectral.scale", self.scale)
 
     def __call__(self, x, y, batch=None) -> jax.Array:
-        return spectral_loss(x * self.scale, y)
+        return spectral_loss(widened(x) * cast(Any, self.scale), y)
 
 
 SHIPPED = (InfoNCE, Sigmoid, LabeledInfoNCE, Spectral)
 Loss = Callable[..., jax.Array]
 
 
-def _require_temperature(name: str, temperature) -> None:
-    if isinstance(temperature, Learned):
-        if not temperature.positive:
-            raise ValueError(f"{name} is learned with positive=False; a temperature stays > 0 with positive=True")
-    elif not callable(temperature):
-        require_number(name, temperature, above=0.0)
+def _require_positive(name: str, number) -> None:
+    if isinstance(number, Learned):
+        if not number.positive:
+            raise ValueError(f"{name} is learned with positive=False; it stays > 0 with positive=True")
+    elif not callable(number):
+        require_number(name, number, above=0.0)
 
 
 def learned_numbers(loss: Loss) -> dict[str, Learned]:
@@ -218,15 +218,17 @@ def parameter_name(path: str) -> str:
 
 
 def at_step(loss: Loss, params: Mapping[str, Any], step: Any, dtype: Any) -> Loss:
-    """The loss with numbers alone: learned ones from the parameters, scheduled ones from the step."""
+    """The loss with numbers alone: learned ones from the parameters, scheduled ones from the step. What is no array yet stays as
+    it is: a 0 that is off can be asked for by Python."""
     found = {path: learned.number(params[parameter_name(path)]) for path, learned in learned_numbers(loss).items()}
     found |= {path: schedule(step) for path, schedule in scheduled_numbers(loss).items()}
     return _with_numbers(loss, found, dtype)
 
 
-def numbers_now(loss: Loss) -> dict[str, jax.Array]:
+def numbers_now(loss: Loss, dtype: Any) -> dict[str, jax.Array]:
     """Dotted field -> number of a loss that is `at_step`."""
-    return {path: value for path, value in number_values(loss) if value is not None and jnp.ndim(value) == 0}
+    is_number = lambda value: isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
+    return {path: jnp.asarray(value, dtype) for path, value in number_values(loss) if is_number(value)}
 
 
 def ignores_length(loss: Any) -> bool:
@@ -256,7 +258,8 @@ def _with_numbers(part: Any, found: Mapping[str, Any], dtype: Any, above: str = 
     for path, value in number_values(part, above):
         inner = path.removeprefix(above)
         if "." not in inner and value is not None:
-            changed[inner] = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found.get(path, value))
+            typed = lambda leaf: leaf if isinstance(leaf, (int, float)) else jnp.asarray(leaf, dtype)
+            changed[inner] = jax.tree.map(typed, found.get(path, value))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if is_registered(value) and not isinstance(value, Learned):

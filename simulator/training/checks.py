@@ -1,18 +1,24 @@
-"""Checks of what a user brings (data source, loss, metrics) by tracing it once, before anything is trained."""
+"""Checks of what a user brings (data source, towers, loss, metrics) by tracing it, before anything is trained."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from simulator.data import Batch, Digits, LatentPairs, Pairs
+from simulator.encoders import MLP, Linear, Table
 from simulator.geometry import GapMeasures
 from simulator.losses import SHIPPED, at_step, learned_numbers, number_values, parameter_name
+from simulator.settings import Template, split
+from simulator.storage.identity import digest
 from simulator.training.experiment import Experiment, name_of
 
 RESULTS = frozenset(GapMeasures.__dataclass_fields__) | {"loss", "gap", "x", "y", "labels", "bad_step"}
@@ -24,8 +30,8 @@ def as_metrics(metrics: Mapping[str, Callable] | None) -> Metrics:
     """The metrics in order, hashable, or ValueError for a name or a function that cannot be one."""
     found = tuple((metrics or {}).items())
     for name, function in found:
-        if not isinstance(name, str) or not name or name in RESULTS | AXES:
-            raise ValueError(f"a metric is called {name!r}, which is taken or no name; give it another one")
+        if not isinstance(name, str) or not name.isidentifier() or name in RESULTS | AXES:
+            raise ValueError(f"a metric is called {name!r}, which is taken, or no name in Python; give it another one")
         if not callable(function):
             raise ValueError(f"the metric {name!r} is {function!r}; it must be a function snapshot -> array")
         try:
@@ -35,12 +41,30 @@ def as_metrics(metrics: Mapping[str, Callable] | None) -> Metrics:
     return found
 
 
-def require_usable(experiment: Experiment) -> None:
-    """Raise ValueError where the data source or the loss of an experiment cannot be trained with; shipped ones are left out."""
-    if type(experiment.data) not in (LatentPairs, Pairs, Digits):
-        _require_source(experiment)
-    if type(experiment.loss) not in SHIPPED:
-        _require_loss(experiment)
+def traced_values(experiment: Experiment, varied: Mapping[str, Any] | None = None) -> tuple[Template, dict[str, Any]]:
+    """The template of an experiment, and shape and type of what it lacks, by dotted path."""
+    template, numbers, arrays = split(experiment, varied)
+    values: dict[str, Any] = {path: jax.ShapeDtypeStruct((), experiment.dtype) for path in numbers}
+    return template, values | {path: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for path, a in arrays.items()}
+
+
+def require_usable(experiment: Experiment, varied: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError where the data source, a tower or the loss of an experiment cannot be trained with, its numbers traced as
+    in training; shipped ones are left out."""
+    own_towers = [name for name in "xy" if type(getattr(experiment, f"encoder_{name}")) not in (MLP, Linear, Table)]
+    own_data = type(experiment.data) not in (LatentPairs, Pairs, Digits)
+    own_loss = type(experiment.loss) not in SHIPPED
+    if not (own_towers or own_data or own_loss):
+        return
+    template, values = traced_values(experiment, varied)
+    if own_data:
+        _require_source(experiment, template, values)
+    for name in own_towers:
+        _require_tower(f"encoder_{name}", getattr(experiment.data, f"dim_{name}"), template, values)
+    if own_loss:
+        rows = cast(int, experiment.num_pairs if experiment.is_table else experiment.eval_pairs)
+        for count in dict.fromkeys((experiment.batch_size, rows)):  # training and measures
+            _require_loss(experiment, count, template, values)
 
 
 @contextlib.contextmanager
@@ -53,17 +77,37 @@ def named(what: str):
         raise ValueError(f"{what} fails while it is traced: {type(error).__name__}: {said}") from error
 
 
-def _require_source(experiment: Experiment) -> None:
+def require_one_program(what: str, function: Callable, *given: Any) -> None:
+    """Raise ValueError where a function is another program each time it is traced: what it draws would be the same numbers at
+    every step and for every seed."""
+    # A new function each time: JAX remembers what it has traced.
+    trace = lambda: jax.make_jaxpr(lambda *arguments: function(*arguments))(*given)
+    first, again = trace(), trace()
+    text = lambda program: re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))  # addresses of functions
+    is_key = lambda leaf: jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    content = lambda program: digest([jax.random.key_data(c) if is_key(c) else c for c in program.consts])
+    if text(first) != text(again) or content(first) != content(again):
+        raise ValueError(
+            f"{what} is another program each time it is traced (does it draw numbers with NumPy, or read a clock?); it must "
+            "depend on its arguments alone, and draw with jax.random from the key that it is given"
+        )
+
+
+def _require_source(experiment: Experiment, template: Template, values: dict[str, Any]) -> None:
     data: Any = experiment.data
-    name, n, dtype = name_of(data), 3, jnp.dtype(experiment.dtype)
-    key = jax.random.key(0)
-    with named(f"{name}.draw_world(key=, dtype=)"):
-        world = jax.eval_shape(lambda key: data.draw_world(key=key, dtype=dtype), key)
+    name, n, dtype, key = name_of(data), 3, jnp.dtype(experiment.dtype), jax.random.key(0)
+    what = f"{name}.draw_world(key=, dtype=)"
+    with named(what):
+        world = jax.eval_shape(lambda v, key: template.join(v).data.draw_world(key=key, dtype=dtype), values, key)
+    require_one_program(what, lambda v, key: template.join(v).data.draw_world(key=key, dtype=dtype), values, key)
     for method in ("draw_pairs", "draw_stream"):
         if not hasattr(data, method):
             continue
+        call = functools.partial(
+            lambda method, v, world, key: getattr(template.join(v).data, method)(world, n, key=key), method
+        )
         with named(f"{name}.{method}(world, n, key=)"):
-            drawn = jax.eval_shape(lambda world, key: getattr(data, method)(world, n, key=key), world, key)  # noqa: B023 (called at once)
+            drawn = jax.eval_shape(call, values, world, key)
         if isinstance(drawn, tuple) and len(drawn) in (2, 3):
             drawn = Batch(*drawn)
         if not isinstance(drawn, Batch):
@@ -83,24 +127,37 @@ def _require_source(experiment: Experiment) -> None:
                 f"{name}.{method} gives labels of shape {labels.shape} and dtype {labels.dtype} for n = {n}; expected whole "
                 f"numbers [{n}]"
             )
+        require_one_program(f"{name}.{method}", call, values, world, key)
 
 
-def _require_loss(experiment: Experiment) -> None:
-    name, dtype, n = name_of(experiment.loss), jnp.dtype(experiment.dtype), experiment.batch_size
-    rows = jax.ShapeDtypeStruct((n, 2), dtype)
-    whole = jax.ShapeDtypeStruct((n,), jnp.zeros(0, int).dtype)
-    sides = (jax.ShapeDtypeStruct((n, getattr(experiment.data, f"dim_{side}")), dtype) for side in "xy")
+def _require_tower(field: str, width: int, template: Template, values: dict[str, Any]) -> None:
+    """What is wrong with a tower alone is said where it is built."""
+
+    def start(values, key):
+        experiment = template.join(values)
+        tower = getattr(experiment, field)(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
+        return nnx.state(tower, nnx.Param)
+
+    require_one_program(field, start, values, jax.random.key(0))
+
+
+def _require_loss(experiment: Experiment, count: int, template: Template, values: dict[str, Any]) -> None:
+    name, dtype = name_of(experiment.loss), jnp.dtype(experiment.dtype)
+    rows = jax.ShapeDtypeStruct((count, 2), dtype)
+    whole = jax.ShapeDtypeStruct((count,), jnp.zeros(0, int).dtype)
+    sides = (jax.ShapeDtypeStruct((count, getattr(experiment.data, f"dim_{side}")), dtype) for side in "xy")
     batch: Any = Batch(*cast(Any, (*sides, whole, whole)))
 
-    def loss(x, y, batch):
-        learned = learned_numbers(experiment.loss).items()
+    def loss(x, y, values, batch):
+        part = template.join(values).loss
+        learned = learned_numbers(part).items()
         params = {
             parameter_name(path): number.parameter(jnp.asarray(number.initial, dtype)) for path, number in learned
         }
-        return at_step(experiment.loss, params, jnp.zeros((), jnp.int32), dtype)(x, y, batch)
+        return at_step(part, params, jnp.zeros((), jnp.int32), dtype)(x, y, batch)
 
-    with named(f"the loss {name}(x, y, batch)"):
-        value = jax.eval_shape(loss, rows, rows, batch)
+    with named(f"the loss {name}(x, y, batch) of {count} pairs"):
+        value = jax.eval_shape(loss, rows, rows, values, batch)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         given = (
             f"an array of shape {value.shape} and dtype {value.dtype}"
@@ -109,18 +166,9 @@ def _require_loss(experiment: Experiment) -> None:
         )
         raise ValueError(f"the loss {name} gives {given}; it must give one real number, a scalar")
     with named(f"the gradient of the loss {name}"):
-        programs = [jax.make_jaxpr(jax.grad(loss, (0, 1)))(rows, rows, batch) for _ in range(2)]
-    constants = [[np.asarray(c) for c in program.consts] for program in programs]
-    same = str(programs[0].jaxpr) == str(programs[1].jaxpr) and len(constants[0]) == len(constants[1])
-    if not same or not all(
-        np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*constants, strict=True)
-    ):
-        raise ValueError(
-            f"the loss {name} is another program each time it is traced (does it draw numbers with NumPy, or read a clock?); it "
-            "must depend on x, y and batch alone"
-        )
-    taken = {path for path, _ in number_values(experiment.loss)} & (RESULTS | AXES)
-    if taken:
+        jax.eval_shape(jax.grad(loss, (0, 1)), rows, rows, values, batch)
+    require_one_program(f"the loss {name}", jax.grad(loss, (0, 1)), rows, rows, values, batch)
+    if taken := {path for path, _ in number_values(experiment.loss)} & (RESULTS | AXES):
         raise ValueError(
             f"the loss {name} has a number called {min(taken)}, like a result; give the field another name"
         )

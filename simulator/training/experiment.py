@@ -15,7 +15,7 @@ import optax
 from simulator.data import DataSource, LatentPairs
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
-from simulator.settings import is_registered, register, static_values
+from simulator.settings import is_own_form, is_registered, register, replace_field, static_values
 from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
 
 
@@ -85,7 +85,7 @@ class Experiment:
             require_integer(f"Experiment.{field}", getattr(self, field), least=2)
         for field in ("steps", "batch_shards"):
             require_integer(f"Experiment.{field}", getattr(self, field))
-        if self.batch_shards > 1 and not _can_spread(type(self.loss)):
+        if self.batch_shards > 1 and not is_own_form(type(self.loss), "spread", "__call__"):
             raise ValueError(
                 f"batch_shards spreads InfoNCE only; train {type(self.loss).__name__} with batch_shards = 1, or give it a "
                 "method spread(x, y, batch, axis_name)"
@@ -124,12 +124,6 @@ def name_of(part: Any) -> str:
     return getattr(part, "__name__", type(part).__name__)
 
 
-def _can_spread(cls: type) -> bool:
-    """Whether a loss has a sharded form that belongs to its own `__call__`, not to that of a class it inherits from."""
-    defines = lambda method: next((i for i, base in enumerate(cls.__mro__) if method in vars(base)), len(cls.__mro__))
-    return defines("spread") <= defines("__call__") < len(cls.__mro__)
-
-
 def _require_hashable(name: str, part: Any) -> None:
     for path, value in static_values(part, name):
         try:
@@ -153,7 +147,7 @@ def _require_source(data: Any) -> None:
         require_integer(f"{name_of(data)}.{name}", getattr(data, name))
     if data.num_pairs is not None:
         require_integer(f"{name_of(data)}.num_pairs", data.num_pairs, least=2)
-    _require_own_class("data", data, "draw_pairs")
+    _require_own_class("data", data, ("draw_world", "draw_pairs"))
 
 
 def _require_loss(loss: Any) -> None:
@@ -161,14 +155,15 @@ def _require_loss(loss: Any) -> None:
         raise ValueError(
             f"Experiment.loss is {loss!r}; it must be an object that is called as loss(x, y, batch), like InfoNCE(0.1)"
         )
-    _require_own_class("loss", loss, "__call__")
-    if clash := {parameter_name(path) for path in learned_numbers(loss)} & {"x", "y"}:
+    _require_own_class("loss", loss, ("__call__",))
+    names = ["x", "y", *(parameter_name(path) for path in learned_numbers(loss))]  # beside the towers
+    if clash := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
-            f"{name_of(loss)} learns a number called {min(clash)}, which is a tower; give the field another name"
+            f"{name_of(loss)} learns a number whose parameter is called {clash[0]}, as another one is; give the field another name"
         )
 
 
-def _require_own_class(field: str, part: Any, method: str) -> None:
+def _require_own_class(field: str, part: Any, methods: tuple[str, ...]) -> None:
     """Refuse a dataclass that is not registered, and one whose new fields nothing reads."""
     if not dataclasses.is_dataclass(part):
         return
@@ -182,10 +177,10 @@ def _require_own_class(field: str, part: Any, method: str) -> None:
         if not dataclasses.is_dataclass(base):
             continue
         added = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(base)}
-        if added and getattr(cls, method) is getattr(base, method):
+        if added and all(getattr(cls, method, None) is getattr(base, method, None) for method in methods):
             raise ValueError(
                 f"Experiment.{field} is of class {cls.__name__}, which adds {', '.join(sorted(added))} to {base.__name__} and "
-                f"has its {method}: training would ignore what it adds; write a {method} that uses it"
+                f"has its {' and '.join(methods)}: training would ignore what it adds; write one that uses it"
             )
 
 
@@ -218,3 +213,13 @@ def require_schedules(experiment: Experiment) -> None:
                 f"the schedule of {name} gives {values[bad[0]]:g} at step {bad[0]}; it must be a finite number{wanted} at all "
                 f"{count} steps (in {experiment.dtype}): give it an end value, or train fewer steps"
             )
+        if name == "learning_rate":
+            continue
+        for number in (float(values.min()), float(values.max())):  # what the class asks of a number, it asks of these
+            try:
+                replace_field(experiment, name, number)
+            except ValueError as error:
+                raise ValueError(
+                    f"the schedule of {name} gives {number:g} at step {int(np.flatnonzero(values == values.dtype.type(number))[0])}: "
+                    f"{error}"
+                ) from error

@@ -27,8 +27,9 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     optimizer = make(experiment.learning_rate)
     learned = {parameter_name(path): number for path, number in learned_numbers(experiment.loss).items()}
     if own := {name: make(n.learning_rate) for name, n in learned.items() if n.learning_rate is not None}:
-        labels = lambda params: {name: name if name in own else "rest" for name in params}
-        optimizer = optax.multi_transform(cast(Any, own | dict(rest=optimizer)), labels)
+        labels = lambda params: {name: f"own {name}" if name in own else "rest" for name in params}
+        optimizers = {f"own {name}": one for name, one in own.items()} | dict(rest=optimizer)
+        optimizer = optax.multi_transform(cast(Any, optimizers), labels)
     return _without_decay(optimizer, tuple(learned)) if learned else optimizer
 
 

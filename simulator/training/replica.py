@@ -26,15 +26,14 @@ from simulator.losses import (
     numbers_now,
     parameter_name,
 )
-from simulator.settings import register
 from simulator.training import engine
-from simulator.training.checks import Metrics, named
+from simulator.training.checks import Metrics, named, require_one_program, traced_values
 from simulator.training.experiment import Experiment
 from simulator.training.optimizer import make_optimizer
 from simulator.validation import is_traced
 
 
-@register
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "y", "labels", "params", "step"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """What a metric along training is a function of.
@@ -115,9 +114,8 @@ def advance(experiment: Experiment, state, start, stop):
     def next_batch(state, step):
         key = jax.random.fold_in(state["key"], step)
         if num_pairs is None:
-            return draw(experiment.data, state["source"], batch_size, key, experiment.dtype, stream=True), state[
-                "order"
-            ]
+            batch = draw(experiment.data, state["source"], batch_size, key, experiment.dtype, stream=True)
+            return batch, state["order"]
         if batch_size == num_pairs:
             return state["source"], state["order"]
         position = step % (num_pairs // batch_size)
@@ -149,24 +147,39 @@ def advance(experiment: Experiment, state, start, stop):
 
 def measure(experiment: Experiment, state, metrics: Metrics = ()):
     """(history, x, y, labels) of one replica, on its held-out pairs."""
-    x, y = embed(state["params"], experiment, state["held_out"])
+    snapshot = _snapshot(experiment, state)
+    x, y = snapshot.x, snapshot.y
     loss = _loss_now(experiment, state["params"], state["step"])
-    similarity: Any = getattr(loss, "similarity", None)
-    measures = measure_gap(
-        x,
-        y,
-        temperature=getattr(loss, "temperature", None),
-        similarity=similarity if similarity in SIMILARITIES else "cosine",
-    )
-    measures = dataclasses.asdict(measures)
-    history = measures | dict(loss=loss(x, y, state["held_out"]), gap=gap_vector(x, y)) | numbers_now(loss)
-    labels = state["held_out"].labels
-    snapshot = Snapshot(x, y, labels, state["params"], state["step"])
+    numbers, similarity = numbers_now(loss, experiment.dtype), getattr(loss, "similarity", None)
+    similarity: Any = similarity if similarity in SIMILARITIES else "cosine"
+    measures = dataclasses.asdict(measure_gap(x, y, temperature=numbers.get("temperature"), similarity=similarity))
+    history = measures | dict(loss=loss(x, y, state["held_out"]), gap=gap_vector(x, y)) | numbers
     for name, metric in metrics:
+        if name in history:
+            raise ValueError(f"a metric is called {name!r}, like a number of the loss; give it another name")
         with named(f"the metric {name!r}"):
             value = jnp.asarray(metric(snapshot))
             history[name] = value.astype(int) if value.dtype == bool else value  # −1 stands for none
-    return history, x, y, labels
+    return history, x, y, snapshot.labels
+
+
+def _snapshot(experiment: Experiment, state) -> Snapshot:
+    x, y = embed(state["params"], experiment, state["held_out"])
+    return Snapshot(x, y, state["held_out"].labels, state["params"], state["step"])
+
+
+def require_metrics(experiment: Experiment, metrics: Metrics) -> None:
+    """Raise ValueError where a metric cannot be traced, or is another program each time."""
+    if not metrics:
+        return
+    template, values = traced_values(experiment)
+    first = lambda values, key: _snapshot(template.join(values), start(template.join(values), key))
+    leaves, structure = jax.tree.flatten(jax.eval_shape(first, values, jax.random.key(0)))
+    for name, metric in metrics:
+        one = lambda leaves, metric=metric: jnp.asarray(metric(structure.unflatten(leaves)))
+        with named(f"the metric {name!r}"):
+            jax.eval_shape(one, leaves)
+        require_one_program(f"the metric {name!r}", one, leaves)
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator.settings import Template, replace_field, replaced, split
+from simulator.settings import Template, replaced, split
 from simulator.storage.checkpoints import Checkpoint
 from simulator.storage.identity import describe_config, describe_run, require_identified
 from simulator.training import engine, replica
-from simulator.training.checks import Metrics, as_metrics, require_usable
+from simulator.training.checks import Metrics, as_metrics, require_usable, traced_values
 from simulator.training.experiment import Experiment, require_schedules
 from simulator.training.optimizer import make_optimizer
 
@@ -157,7 +157,8 @@ def train_replicas(
     if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
         raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
     require_schedules(experiment)
-    require_usable(experiment)
+    require_usable(experiment, varied)
+    replica.require_metrics(experiment, as_metrics(metrics))
     evaluate = replica.evaluator(as_metrics(metrics))
     engine.release_programs()
     count = len(keys)
@@ -233,8 +234,6 @@ def lay_out(
 ) -> tuple[Template, engine.Values, jax.Array, engine.Layout]:
     """Template, values [R'], keys [R'] and Layout for the compiled functions below; R' pads R to whole blocks on
     every device by repeating the last replica."""
-    for path, found in varied.items():  # a fixed number in place of a schedule
-        experiment = replace_field(experiment, path, float(found[0]))
     template, fixed, arrays = split(experiment, varied)
     count = len(keys)
     if replicas_per_block is None:
@@ -288,18 +287,18 @@ def calibrate(experiment: Experiment) -> int:
 
 def _shape_of_work(experiment: Experiment) -> str:
     """What the speed depends on: everything but the numbers, the steps and the measures; and the machine."""
-    template, _, arrays = split(experiment)
-    shapes = {path: jax.ShapeDtypeStruct(np.shape(array), array.dtype) for path, array in arrays.items()}
-    ones = dict.fromkeys(filter(None, template.given), 1.0)
-    experiment = template.join(ones | {path: str(shape) for path, shape in shapes.items()})
-    experiment = replaced(experiment, steps=1, eval_points=2, eval_pairs=2)
+    template, values = traced_values(experiment)
+    known = {path: str(value) if value.shape else 1.0 for path, value in values.items()}
+    experiment = replaced(template.join(known), steps=1, eval_points=2, eval_pairs=2)
     machine = (platform.processor() or platform.machine(), jax.devices()[0].device_kind, jax.device_count())
     return json.dumps([describe_config(experiment), machine, jax.__version__])
 
 
 def _bytes_per_replica(experiment: Experiment) -> int:
     """What one replica touches in a step: its parameters and optimiser state, its batch, and two matrices of logits."""
-    state = jax.eval_shape(replica.start, experiment, jax.random.key(0))
+    template, values = traced_values(experiment)
+    one = lambda values, key: replica.start(template.join(values), key)
+    state = jax.eval_shape(one, values, jax.random.key(0))
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     logits = 2 * experiment.batch_size**2 * jnp.dtype(experiment.dtype).itemsize
     return size((state["params"], state["optimizer"])) + logits

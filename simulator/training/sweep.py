@@ -165,7 +165,7 @@ def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params, m
     over = {path: _listed(path, values) for path, values in over.items()}
     groups = _groups(experiment, over, seeds, key, params, metrics)
     for group in groups:
-        require_usable(group.config)
+        require_usable(group.config, group.varied)
     shapes, parameters = zip(*(shapes_of(group.config, as_metrics(metrics)) for group in groups), strict=True)
     shapes = [found | dict(bad_step=((), np.dtype("int32"))) for found in shapes]
     largest = {
