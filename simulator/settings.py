@@ -123,6 +123,28 @@ def is_registered(part: Any) -> bool:
     return type(part) in _REGISTERED
 
 
+def require_own_class(name: str, part: Any, methods: tuple[str, ...]) -> None:
+    """Raise ValueError for a dataclass that is not registered, or one whose new fields none of its methods reads: all are those
+    of the class that it inherits from."""
+    if not dataclasses.is_dataclass(part):
+        return
+    cls = type(part)
+    if not is_registered(part):
+        raise ValueError(
+            f"{name} is of the dataclass {cls.__name__}, which is not registered: its numbers could not be traced; write "
+            "@sim.register above it"
+        )
+    for base in cls.__mro__[1:]:
+        if not dataclasses.is_dataclass(base):
+            continue
+        added = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(base)}
+        if added and all(getattr(cls, method, None) is getattr(base, method, None) for method in methods):
+            raise ValueError(
+                f"{name} is of class {cls.__name__}, which adds {', '.join(sorted(added))} to {base.__name__} and has its "
+                f"{' and '.join(methods)}: training would ignore what it adds; write one that uses it"
+            )
+
+
 def _is_dynamic(cls: type, field: dataclasses.Field, value: Any) -> bool:
     if field.metadata.get("static"):
         return False

@@ -204,18 +204,33 @@ class Noisier(sim.LatentPairs):
 
 
 @dataclasses.dataclass(frozen=True)
-class Wider(sim.MLP):
-    more: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Warmer(sim.Learned):
     more: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
+class Wider(sim.MLP):
+    more: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Narrower(sim.Cones):
     more: float = 1.0
+
+
+@sim.register
+class RegisteredHeavier(Heavier):
+    pass
+
+
+@sim.register
+class RegisteredNoisier(Noisier):
+    pass
+
+
+@sim.register
+class RegisteredWarmer(Warmer):
+    pass
 
 
 class OwnTower(Wider):
@@ -226,11 +241,14 @@ class OwnTower(Wider):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: sim.Experiment(loss=Heavier(0.1)), "loss is of class Heavier"),
-        (lambda: sim.Experiment(data=Noisier()), "data is of class Noisier"),
+        (lambda: sim.Experiment(loss=Heavier(0.1)), "loss is of the dataclass Heavier, which is not registered"),
+        (lambda: sim.Experiment(data=Noisier()), "data is of the dataclass Noisier, which is not registered"),
+        (lambda: sim.InfoNCE(Warmer(0.1)), "learned number is of the dataclass Warmer, which is not registered"),
+        (lambda: sim.Experiment(loss=RegisteredHeavier(0.1)), "adds weight to InfoNCE .* ignore"),
+        (lambda: sim.Experiment(data=RegisteredNoisier()), "adds more to LatentPairs .* ignore"),
+        (lambda: sim.InfoNCE(RegisteredWarmer(0.1)), "adds more to Learned .* ignore"),
         (lambda: sim.Experiment(encoder_y=Wider()), "encoder_y is of class Wider"),
         (lambda: sim.Experiment(start=Narrower()), "start is of class Narrower"),
-        (lambda: sim.InfoNCE(Warmer(0.1)), "temperature is of class Warmer"),
         (lambda: sim.Experiment(encoder_x="MLP"), "encoder_x is 'MLP'; it must be callable"),
         (lambda: sim.Experiment(normalize="no"), "normalize is 'no'; it must be True or False"),
         (lambda: sim.MLP(bias="no"), "bias is 'no'"),

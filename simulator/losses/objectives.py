@@ -22,7 +22,7 @@ from simulator.losses.contrastive import (
     spectral_loss,
 )
 from simulator.numerics.scaling import widened
-from simulator.settings import is_registered, number_fields, register, replaced
+from simulator.settings import is_registered, number_fields, register, replaced, require_own_class
 from simulator.validation import require_boolean, require_integer, require_number, require_one_of
 
 
@@ -48,6 +48,7 @@ class Learned:
     positive: bool = True
 
     def __post_init__(self):
+        require_own_class("a learned number", self, ("parameter", "number", "bounded"))
         require_boolean("Learned.positive", self.positive)
         above = 0.0 if self.positive else float("-inf")
         for name in ("least", "most"):

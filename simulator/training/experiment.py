@@ -15,7 +15,7 @@ import optax
 from simulator.data import DataSource, LatentPairs
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
-from simulator.settings import is_own_form, is_registered, register, replace_field, static_values
+from simulator.settings import is_own_form, register, replace_field, require_own_class, static_values
 from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
 
 
@@ -147,7 +147,7 @@ def _require_source(data: Any) -> None:
         require_integer(f"{name_of(data)}.{name}", getattr(data, name))
     if data.num_pairs is not None:
         require_integer(f"{name_of(data)}.num_pairs", data.num_pairs, least=2)
-    _require_own_class("data", data, ("draw_world", "draw_pairs"))
+    require_own_class("Experiment.data", data, ("draw_world", "draw_pairs"))
 
 
 def _require_loss(loss: Any) -> None:
@@ -155,33 +155,12 @@ def _require_loss(loss: Any) -> None:
         raise ValueError(
             f"Experiment.loss is {loss!r}; it must be an object that is called as loss(x, y, batch), like InfoNCE(0.1)"
         )
-    _require_own_class("loss", loss, ("__call__",))
+    require_own_class("Experiment.loss", loss, ("__call__",))
     names = ["x", "y", *(parameter_name(path) for path in learned_numbers(loss))]  # beside the towers
     if clash := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"{name_of(loss)} learns a number whose parameter is called {clash[0]}, as another one is; give the field another name"
         )
-
-
-def _require_own_class(field: str, part: Any, methods: tuple[str, ...]) -> None:
-    """Refuse a dataclass that is not registered, and one whose new fields nothing reads."""
-    if not dataclasses.is_dataclass(part):
-        return
-    cls = type(part)
-    if not is_registered(part):
-        raise ValueError(
-            f"Experiment.{field} is of the dataclass {cls.__name__}, which is not registered: its numbers could not be traced; "
-            "write @sim.register above it"
-        )
-    for base in cls.__mro__[1:]:
-        if not dataclasses.is_dataclass(base):
-            continue
-        added = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(base)}
-        if added and all(getattr(cls, method, None) is getattr(base, method, None) for method in methods):
-            raise ValueError(
-                f"Experiment.{field} is of class {cls.__name__}, which adds {', '.join(sorted(added))} to {base.__name__} and "
-                f"has its {' and '.join(methods)}: training would ignore what it adds; write one that uses it"
-            )
 
 
 @functools.lru_cache(maxsize=256)
