@@ -93,6 +93,8 @@ def require_rows(name: str, value: Any):
         raise ValueError(f"{name} has shape {shape}; it must be [rows, dimensions] with at least one of each")
     if is_traced(value):
         return
+    if hasattr(value, "toarray"):
+        raise ValueError(f"{name} is sparse; it must hold every number, as {name}.toarray() does")
     array = np.asarray(value)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise ValueError(f"{name} has dtype {array.dtype}; it must hold real numbers")

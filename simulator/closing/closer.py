@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator import streaming
+from simulator.closing import scikit
 from simulator.closing.certificate import (
     Certificate,
     add_counts,
@@ -82,6 +83,10 @@ class GapCloser:
         the projection that takes the exact directions out (see `closing.rules.MovedCentre`); the robustness of a query rises on
         [0, α*_y] and falls after for "complement" and "centred". NaN where nothing moves, and for "optimal".
       metric_: B, [d, d], for "optimal", else None.
+      n_features_in_, feature_names_in_: d, and the names of the columns of a gallery that is a data frame.
+
+    In a pipeline of scikit-learn the rows that go through are the gallery, and y are the queries, as the steps before would map
+    them: docs/howto/own-embeddings.md.
 
     Example:
       >>> gallery = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -94,6 +99,8 @@ class GapCloser:
 
     Source: "complement": Chowers et al. 2026, Sec. 4, Eq. 11; the others and α*_y derived here: theory.md N5–N7.
     """
+
+    _container: str | None = None  # what `transform` returns, see `set_output`
 
     def __init__(
         self, rule: str | Rule = "complement", num_components: int | None = None, alpha: float | str = 1.0, *,
@@ -155,6 +162,36 @@ class GapCloser:
             setattr(self, name, value)
         return self
 
+    def __sklearn_clone__(self) -> GapCloser:
+        return type(self)(**self.get_params()).set_output(transform=self._container)
+
+    def __sklearn_tags__(self) -> Any:
+        return scikit.tags()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "alpha_star_")
+
+    def _repr_html_(self) -> str | None:
+        try:
+            from sklearn.utils import estimator_html_repr
+        except ImportError:  # a notebook then shows the text
+            return None
+        return estimator_html_repr(self)
+
+    def set_output(self, *, transform: str | None = None) -> GapCloser:
+        """Choose what `transform` returns: "default" (an array), "pandas" or "polars" (a data frame); None changes nothing.
+
+        Returns:
+          self.
+        """
+        require_one_of("transform", transform, scikit.CONTAINERS)
+        self._container = transform or self._container
+        return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of the closed gallery, those of the gallery: [d]."""
+        return scikit.names_out(self, input_features)
+
     def __repr__(self) -> str:
         return f"GapCloser({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
@@ -171,11 +208,16 @@ class GapCloser:
           self.
 
         Raises:
-          ValueError: rows that are not finite numbers in one space; a rule that moves the gallery by the gap where there
-            is none, or no more than rounding makes (`precision.gap_floor`; "centred" and "optimal" need no gap: a mean
+          ValueError: rows that are not finite numbers in one space, or no queries; a rule that moves the gallery by the gap
+            where there is none, or no more than rounding makes (`precision.gap_floor`; "centred" and "optimal" need no gap: a mean
             query of that size counts as 0); "safe" where no α is safe.
         """
-        gallery, source = _checked(gallery, queries)
+        if queries is None:
+            raise ValueError("GapCloser requires y to be passed, but the target y is None; y are the queries, [n, d]")
+        vars(self).pop("alpha_star_", None)  # a fit that fails leaves nothing fitted
+        given, (gallery, source) = gallery, _checked(gallery, queries)
+        self.n_features_in_ = gallery.shape[1]
+        scikit.keep_columns(self, given, reset=True)
         rule = self._make_rule()
         about = streaming.moments(source(), roundoff, covariance=rule.needs_covariance)
         mean, self._roundoff = gallery.mean(axis=0), roundoff
@@ -196,6 +238,11 @@ class GapCloser:
         self.alpha_ = self._resolve_alpha(gallery, some)
         return self
 
+    def fit_transform(self, X: Any, y: Any, *, roundoff: float = 0.0) -> Any:
+        """Fit on the gallery X [K, d] and the queries y [n, d], and return the gallery closed: `fit`, then `transform`."""
+        self._require_shift(self._make_rule())
+        return self.fit(X, y, roundoff=roundoff).transform(X)
+
     def _resolve_alpha(self, gallery, some) -> float:
         if not isinstance(self.alpha, str):
             return float(self.alpha)
@@ -212,23 +259,28 @@ class GapCloser:
         # With a theorem per query the maximiser lies between the smallest and the largest α*_y.
         low, high = (min(known.min(), 0.0), max(known.max(), 0.0)) if self._rule.for_every_query else (0.0, 2.0)
         sigma = float(self.sigma or 0.0)  # `_validate` wants one for "best"
-        mean = lambda a: float(self.index(gallery, a).robustness(some, sigma=sigma).mean())
+        mean = lambda a: float(self._fitted.index(gallery, a).robustness(some, sigma=sigma).mean())
         self.curve_ = _maximise(mean, low, high)
         return float(self.curve_.alpha[np.argmax(self.curve_.robustness)])
 
-    def transform(self, gallery: Any, alpha: float | None = None) -> np.ndarray:
+    def transform(self, gallery: Any, alpha: float | None = None) -> Any:
         """The gallery [K, d] moved by α times `direction_`, in float64; α is the fitted one unless given.
+
+        An array, or what `set_output` asked for.
 
         Raises:
           ValueError: a rule that is more than a shift of the rows (use `index`), or one that is not fitted.
         """
-        gallery, alpha = self._require(gallery, alpha)
-        if not self._rule.shifts:
+        given, (gallery, alpha) = gallery, self._require(gallery, alpha)
+        self._require_shift(self._rule)
+        return scikit.in_container(self._fitted.index(gallery, alpha).rows, given, self, self._container)
+
+    def _require_shift(self, rule: Rule):
+        if not rule.shifts:
             raise ValueError(
                 f"rule={self.rule!r} is more than a shift of the rows: it keeps exact scalars beside them; use "
                 "index(gallery, alpha), which holds rows and scalars"
             )
-        return self._fitted.index(gallery, alpha).rows
 
     def index(self, gallery: Any, alpha: float | None = None) -> Index:
         """The closed gallery [K, d] as an Index: what to store, what to keep exact, how to score a query."""
@@ -249,7 +301,7 @@ class GapCloser:
         gallery, alpha = self._require(gallery, alpha)
         _, source = _checked(gallery, queries)
         sigma = self.sigma if sigma is None else sigma
-        index, start = self.index(gallery, alpha), self.index(gallery, 0.0)
+        index, start = self._fitted.index(gallery, alpha), self._fitted.index(gallery, 0.0)
         copies, mean = precision.equal_rows(gallery, self._roundoff), gallery.mean(axis=0)
         is_shift = self._rule.shifts
         shift = alpha * self.direction_ if is_shift else None
@@ -310,10 +362,12 @@ class GapCloser:
     def _require(self, gallery: Any, alpha: float | None) -> tuple[np.ndarray, float]:
         """The gallery as float64 and the α to use, if all is in order."""
         self._require_fitted()
+        scikit.keep_columns(self, gallery, reset=False)
         require_rows("gallery", gallery)
         if np.shape(gallery)[1] != len(self.gap_):
             raise ValueError(
-                f"the gallery has {np.shape(gallery)[1]} dimensions and the closer was fitted in {len(self.gap_)}"
+                f"the gallery X has {np.shape(gallery)[1]} features, but GapCloser is expecting {len(self.gap_)} features as "
+                f"input: it was fitted in {len(self.gap_)} dimensions"
             )
         if alpha is None:
             alpha = self.alpha_
@@ -321,8 +375,8 @@ class GapCloser:
         return np.asarray(gallery, float), float(alpha)
 
     def _require_fitted(self):
-        if not hasattr(self, "alpha_star_"):
-            raise ValueError("this GapCloser is not fitted; call fit(gallery, queries) first")
+        if not self.__sklearn_is_fitted__():
+            raise scikit.not_fitted("this GapCloser is not fitted; call fit(gallery, queries) first")
 
 
 def _checked(gallery: Any, queries: Any) -> tuple[np.ndarray, streaming.Source]:
