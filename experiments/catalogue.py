@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import pkgutil
 import time
+from collections.abc import Generator, Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 
-from experiments import claims
+from experiments import claim_files, claims
+from experiments.claim_files import OwnClaim
 
 MAIN_JOB = ("gap_emergence", "robustness_monotone", "clean_invariance")  # the claims that `gapsim run` judges
+# What else has a file of its name beside the results, or a place of its name on the page.
+OTHER_NAMES = (
+    "emergence", "real_embeddings", "performance", "cost_model", "story", "index", "top", "summary", "disputes", "claims",
+    "reading", "beyond", "again",
+)  # fmt: skip
+_own: ContextVar[Mapping[str, OwnClaim]] = ContextVar("own claims by stem", default=MappingProxyType({}))
 
 
 def stems() -> list[str]:
-    """Names of all experiments, in order of their claims' ids."""
+    """Names of all experiments, in order of their claims' ids; the user's own come last, as they were named."""
+    return [*_shipped(), *_own.get()]
+
+
+def _shipped() -> list[str]:
     names = [module.name for module in pkgutil.iter_modules(claims.__path__)]
     return sorted(names, key=lambda name: _order(load(name).CLAIM.id))
 
@@ -30,19 +45,82 @@ def _order(claim_id: str):
 
 def load(stem: str) -> ModuleType:
     """The module of an experiment."""
-    return importlib.import_module(f"experiments.claims.{stem}")
+    own = _own.get().get(stem)
+    return importlib.import_module(f"experiments.claims.{stem}") if own is None else own.module
+
+
+@contextlib.contextmanager
+def including(names: Iterable[str] = (), place: Path | None = None) -> Generator[tuple[str, ...], None, None]:
+    """The user's own claims beside the shipped ones, inside of the block: those of the files among `names`, and of `place`.
+
+    Args:
+      names: of claims; what ends in .py or has a folder is a file, the others are left to `find`.
+      place: a folder of claims, or one file.
+
+    Returns:
+      The stems of the own claims.
+
+    Raises:
+      ValueError: a file that is not there, cannot be imported, is no claim, or has the name of another.
+    """
+    named = [Path(name) for name in names if claim_files.is_path(name)]
+    places = {os.path.realpath(path): path for path in [*named, *(claim_files.within(place) if place else [])]}
+    here = [os.path.realpath(folder) for folder in claims.__path__]
+    files = [path for real, path in places.items() if os.path.dirname(real) not in here]
+    if not files:
+        yield ()
+        return
+    taken = dict.fromkeys(OTHER_NAMES, "the page or another figure")
+    for stem in _shipped():
+        claim_id = load(stem).CLAIM.id
+        taken |= dict.fromkeys((stem, claim_id.lower()), f"the shipped claim {claim_id} ({stem})")
+    found: dict[str, OwnClaim] = {}
+    with claim_files.importable(files):
+        for path in files:
+            found[path.stem] = own = claim_files.load(path)
+            claim_id = own.module.CLAIM.id
+            for what, name in (("file", path.stem), ("CLAIM.id", claim_id)):
+                if owner := taken.get(name.lower()):
+                    raise ValueError(f"{path}: {owner} has the name {name} already; give the {what} another")
+            taken |= dict.fromkeys((path.stem.lower(), claim_id.lower()), str(path))
+        token = _own.set(found)
+        try:
+            yield tuple(found)
+        finally:
+            _own.reset(token)
+
+
+def own(stem: str) -> OwnClaim | None:
+    """The file of a claim of the user's own; None for a shipped one."""
+    return _own.get().get(stem)
+
+
+def own_files() -> tuple[str, ...]:
+    """What another process must be `including` to know the same claims."""
+    return tuple(str(each.path) for each in _own.get().values())
+
+
+def _file(module: ModuleType) -> str:
+    assert module.__file__ is not None
+    return module.__file__
 
 
 def find(names: tuple[str, ...]) -> list[str]:
-    """Stems for claims named by id or stem; all of them for none. Raises ValueError for an unknown name."""
-    by_name = {}
+    """Stems for claims named by id, stem or file; all of them for none. Raises ValueError for an unknown name."""
+    by_name, by_file = {}, {}
     for stem in stems():
-        by_name[stem] = by_name[load(stem).CLAIM.id.lower()] = stem
-    unknown = [name for name in names if name.lower() not in by_name]
-    if unknown:
-        known = ", ".join(f"{load(s).CLAIM.id} ({s})" for s in stems())
-        raise ValueError(f"there is no claim {unknown[0]!r}; the claims are {known}")
-    return [by_name[name.lower()] for name in names] or stems()
+        by_name[stem.lower()] = by_name[load(stem).CLAIM.id.lower()] = by_file[os.path.realpath(_file(load(stem)))] = (
+            stem
+        )
+    found = [
+        by_file.get(os.path.realpath(name)) if claim_files.is_path(name) else by_name.get(name.lower())
+        for name in names
+    ]
+    if None in found:
+        unknown, known = names[found.index(None)], ", ".join(f"{load(s).CLAIM.id} ({s})" for s in stems())
+        folder = f"; for the claims in the folder of this name: --claims {unknown}" if Path(unknown).is_dir() else ""
+        raise ValueError(f"there is no claim {unknown!r}; the claims are {known}{folder}")
+    return [stem for stem in dict.fromkeys(found) if stem is not None] or stems()
 
 
 def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progress: bool = True):
@@ -63,6 +141,8 @@ def run(stem: str, *, quick: bool, out: Path | None, config: Any = None, progres
         config=json.dumps(describe_config(config)),
         precision=getattr(module, "PRECISION", "float64"),
     )
+    if (file := own(stem)) is not None:
+        data.attrs |= dict(claim_file=os.fsencode(file.path).decode(errors="replace"), claim_sha256=file.sha256)
     if out is not None:
         save_dataset(data, out / f"{stem}.nc")
         save_figure(module.draw, data, out / stem)

@@ -23,7 +23,7 @@ from tests.processes import run_and_count
 ROOT = Path(__file__).parents[1]
 README, FIRST_HOUR, MAIN_JOB = (page.read_text() for page in (tables.README, tables.FIRST_HOUR, tables.MAIN_JOB))
 BLOCK = re.compile(r"^```(bash|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TUTORIAL = "experiments/claims/sample_gap.py"
+TUTORIAL = "my_claims/sample_gap.py"
 COMMANDS = [typing.get_args(part)[1].name for part in typing.get_args(Command)]
 # Pages whose blocks are typed in order, each group in a folder of its own.
 PAGES = {
@@ -103,6 +103,7 @@ def test_every_block_runs_as_printed(place, pages):
     for language, text in [block for page in pages for block in code_blocks(page)]:
         named = re.match(r"# (\S+\.(?:py|toml))\n", text)
         if named:
+            (folder / named[1]).parent.mkdir(exist_ok=True)
             (folder / named[1]).write_text(text)
         elif language == "python":
             done = run([sys.executable, "-c", text])
@@ -124,7 +125,7 @@ def test_what_runs_in_place_of_a_line_stands_for_one_that_is_there():
         line for pages in PAGES.values() for page in pages for _, text in code_blocks(page) for line in commands(text)
     }
     assert set(SUBSTITUTES) <= printed
-    assert {"gapsim verify C4 --quick", "gapsim verify S1 --quick --out results/S1"} <= printed
+    assert {"gapsim verify C4 --quick", "gapsim verify S1 --claims my_claims --quick --out results/S1"} <= printed
 
 
 def skeleton(ledger: str) -> str:
@@ -145,8 +146,9 @@ def skeleton(ledger: str) -> str:
 def test_the_tutorial_notices(place, correct, wrong, words):
     folder, run = place
     assert tutorial().count(correct) == 1
+    (folder / TUTORIAL).parent.mkdir()
     (folder / TUTORIAL).write_text(tutorial().replace(correct, wrong))
-    done = run(["gapsim", "verify", "S1", "--quick"])
+    done = run(["gapsim", "verify", TUTORIAL, "--quick"])
     assert done.returncode == 1, done.stdout + done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("S1"))
     assert words in row

@@ -34,8 +34,10 @@ class Verify:
     Example: gapsim verify C4 --quick
     """
 
-    claims: Positional[tuple[str, ...]] = ()
-    """Claims by id or name; none for all."""
+    names: Positional[tuple[str, ...]] = ()
+    """Claims by id, name or file (FOLDER/NAME.py); none for all, or for those of --claims."""
+    claims: Path | None = None
+    """Folder of claims of your own: its .py files but for those whose names begin with an underscore."""
     quick: bool = False
     """Small settings."""
     json: Path | None = None
@@ -50,6 +52,9 @@ class List:
 
     Example: gapsim list
     """
+
+    claims: Path | None = None
+    """Folder of claims of your own, listed last."""
 
 
 def run_main_job(command: Run) -> int:
@@ -89,22 +94,25 @@ def verify(command: Verify) -> int:
     from experiments import catalogue, plotting
     from simulator.storage.files import require_outputs
 
-    rows, stems = [], catalogue.find(command.claims)
-    require_outputs([command.json, *plotting.files(command.out, stems, stems)])
-    for stem in stems:
-        data, seconds = catalogue.run(stem, quick=command.quick, out=command.out)
-        rows += catalogue.judge(stem, data, seconds)
+    rows = []
+    with catalogue.including(command.names, command.claims) as own:
+        stems = catalogue.find(command.names or own)
+        require_outputs([command.json, *plotting.files(command.out, stems, stems)])
+        for stem in stems:
+            data, seconds = catalogue.run(stem, quick=command.quick, out=command.out)
+            rows += catalogue.judge(stem, data, seconds)
     if command.json is not None:
         write_json(command.json, rows)
     print(catalogue.ledger_table(rows))
     return _conclude(rows)
 
 
-def list_claims(_: List) -> int:
+def list_claims(command: List) -> int:
     """Print the catalogue."""
     from experiments import catalogue
 
-    claims = [(stem, catalogue.load(stem).CLAIM) for stem in catalogue.stems()]
+    with catalogue.including(place=command.claims):
+        claims = [(stem, catalogue.load(stem).CLAIM) for stem in catalogue.stems()]
     print(catalogue.table(["claim", "name", "title", "source"], [[c.id, s, c.title, c.source] for s, c in claims]))
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any
 from markupsafe import Markup
 
 from experiments import catalogue
+from experiments.claim_files import OwnClaim
 from experiments.report import figures
 from experiments.report.inline_svg import draw_svg
 from experiments.report.prose import set_number, set_text
@@ -75,7 +77,8 @@ def _sections(stems: list[str], results: Path) -> list[list[dict[str, Any]]]:
         [(extra_section, name, results) for name in EXTRAS if _extra_is_stored(name, results)],
         [(story_section, "story", results)] * is_told,
     )
-    tasks = [task for group in groups for task in group]
+    own = catalogue.own_files()
+    tasks = [(own, *task) for group in groups for task in group]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1 or sum((results / f"{stem}.nc").exists() for stem in stems) < 8:  # starting a process takes seconds
         done = iter([_call(task) for task in tasks])
@@ -91,8 +94,9 @@ def _sections(stems: list[str], results: Path) -> list[list[dict[str, Any]]]:
 
 
 def _call(task):
-    function, name, results = task
-    return function(name, results)
+    own, function, name, results = task
+    with catalogue.including(own):
+        return function(name, results)
 
 
 def claim_section(stem: str, results: Path) -> dict[str, Any]:
@@ -100,10 +104,10 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
     from simulator.storage.results import load_dataset
 
     module = catalogue.load(stem)
-    claim, path = module.CLAIM, results / f"{stem}.nc"
+    claim, path, own = module.CLAIM, results / f"{stem}.nc", catalogue.own(stem)
     section = dict(
         id=claim.id, stem=stem, title=claim.title, summary=claim.summary, statement=claim.statement, source=claim.source, assumes=claim.assumes,
-        caption=module.CAPTION, command=f"gapsim verify {claim.id}", rows=[], figure=None, provenance={},
+        caption=getattr(module, "CAPTION", claim.title), rows=[], figure=None, provenance={}, **_places(stem, claim.id, own, results),
     )  # fmt: skip
     if not path.exists():
         return section
@@ -112,9 +116,30 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
         data = load_dataset(path)
         rows = [_describe(row) for row in catalogue.judge(stem, data, 0.0)]
         figure = draw_svg(module.draw, data, claim.id, f"Figure of {claim.id}: {claim.title}")
-        return dict(rows=rows, figure=figure, provenance=_provenance(data.attrs))
+        return dict(rows=rows, figure=figure, provenance=_provenance(data.attrs) | _origin(data.attrs, own))
 
-    return section | _from(path, read, f"gapsim verify {claim.id} --out {results}")
+    return section | _from(path, read, f"{section['command']} --out {results}")
+
+
+def _places(stem: str, claim_id: str, own: OwnClaim | None, results: Path) -> dict[str, Any]:
+    """How a claim is verified and stored, and where its code, its figure and its test are."""
+    if own is None:
+        files = (f"experiments/claims/{stem}.py", f"figures/{stem}.pdf", f"tests/theorems/test_{stem}.py")
+        return dict(command=f"gapsim verify {claim_id}", folder="figures", again="gapsim report", files=files)
+    file, folder = shlex.quote(str(own.path)), shlex.quote(str(results))
+    again = f"gapsim report --claims {shlex.quote(str(own.path.parent))} --results {folder}"
+    return dict(
+        command=f"gapsim verify {file}", folder=folder, again=again, files=(str(own.path), f"{results / stem}.pdf")
+    )
+
+
+def _origin(attributes: dict[str, Any], own: OwnClaim | None) -> dict[str, str]:
+    """Which content of an own claim's file measured a result, and whether it is the present one."""
+    if own is None:
+        return {}
+    measured = str(attributes.get("claim_sha256", "unknown"))
+    now = "" if measured == own.sha256 else f"; edited since, now {own.sha256[:16]}"
+    return dict(measured_by=f"{attributes.get('claim_file')}, SHA-256 {measured[:16]}{now}")
 
 
 def extra_section(name: str, results: Path) -> dict[str, Any]:
@@ -209,7 +234,8 @@ def _provenance(attributes: dict[str, Any]) -> dict[str, str]:
         kept["versions"] = f"Python {attributes['python']}, {kept.get('versions', '')}"
     if "config" in attributes:
         config = json.loads(attributes["config"])
-        kept["config"] = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items() if name != "type")
+        shown = {name: value for name, value in config.items() if name not in ("type", "of_class")}
+        kept["config"] = "\n".join(f"{name} = {json.dumps(value)}" for name, value in shown.items())
     return kept
 
 
@@ -244,5 +270,6 @@ def render(sections, arguments=(), more=(), story=()) -> str:
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
         of=lambda section: Counter(row["verdict"] for row in section["rows"]),
         measured=[section for section in sections if section["rows"]],
+        has_own=any(catalogue.own(section["stem"]) for section in sections),
         judged=dict(commit=here["commit"], versions=here["versions"]),
     )  # fmt: skip
