@@ -254,3 +254,98 @@ def test_bad_input_of_the_labeled_loss(change, words):
     given = dict(x=np.ones((5, 3)), y=np.ones((5, 3)), labels=np.arange(5), temperature=0.1) | change
     with pytest.raises(ValueError, match=words):
         sim.labeled_info_nce(**given)
+
+
+POSITIVES = np.array(
+    [[1.0, 0.5, 0, 0, 0], [0, 2.0, 0, 0, 0], [0, 0, 0.1, 0, 3.0], [0, 1.0, 0, 1.0, 0]]
+)  # [4, 5], uneven
+
+
+def oracle_paired(x, y, positives, temperature, similarity):
+    """(L, ∂L/∂s times τ) by loops over the rows of both sides, each from the definition."""
+    loss, slopes = 0.0, []
+    for rows, others, weights in ((x, y, positives), (y, x, positives.T)):
+        slope = np.zeros(weights.shape)
+        for k, row in enumerate(rows):
+            costs = np.array([oracle_row(others, row, i, temperature, similarity) for i in range(len(others))])
+            share = weights[k] / weights[k].sum()
+            loss += 0.5 * share @ costs / len(rows)
+            slope[k] = 0.5 * (np.exp(-costs) - share) / len(rows)  # exp(−cost) is the softmax
+        slopes.append(slope)
+    return loss, slopes[0] + slopes[1].T
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_paired_info_nce_equals_loops_and_near_misses_do_not(rng, similarity):
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
+    given = dict(temperature=0.3, similarity=similarity)
+    wanted, slope = oracle_paired(x, y, POSITIVES, **given)
+    loss = lambda a, b, positives=POSITIVES: sim.paired_info_nce(a, b, positives, **given)
+    np.testing.assert_allclose(loss(x, y), wanted, rtol=1e-12)
+    np.testing.assert_allclose(loss(y, x, POSITIVES.T), wanted, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(loss)(x, y, jnp.asarray(POSITIVES)), wanted, rtol=1e-12)
+    np.testing.assert_allclose(loss(x, y, 5.9e307 * POSITIVES), wanted, rtol=1e-12)
+    assert abs(sim.info_nce(x, y, pairing=POSITIVES, **given) - wanted) > 0.01  # every pair by its weight
+    assert abs(loss(x, y, POSITIVES > 0) - wanted) > 0.01  # the weights left out
+    if similarity == "cosine":
+        check_grads(loss, (x, y), order=1, modes=["rev"])
+    if similarity == "dot":
+        gradient = jax.grad(loss, (0, 1))(x, y)
+        np.testing.assert_allclose(gradient[0], slope @ y / 0.3, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(gradient[1], slope.T @ x / 0.3, rtol=1e-9, atol=1e-12)
+        assert np.abs(gradient[0] - slope @ y).max() > 0.01  # without τ
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_paired_info_nce_holds_the_other_losses(rng, similarity):
+    x, y = rng.normal(size=(2, 7, 4))
+    given = dict(temperature=0.3, similarity=similarity)
+    plain = sim.info_nce(x, y, **given)
+    for identity in (np.eye(7), np.eye(7, dtype=bool), np.diag(np.arange(1, 8))):  # weights of a row are shares
+        np.testing.assert_allclose(sim.paired_info_nce(x, y, identity, **given), plain, rtol=1e-12)
+    same = np.eye(7, dtype=bool) | ((LABELS[:, None] == LABELS) & (LABELS >= 0))
+    labeled = sim.labeled_info_nce(x, y, LABELS, **given)
+    np.testing.assert_allclose(sim.paired_info_nce(x, y, same, **given), labeled, rtol=1e-12)
+    same[0, 1] = False
+    assert abs(sim.paired_info_nce(x, y, same, **given) - labeled) > 1e-3
+    circle = np.eye(7) + 0.4 * np.roll(np.eye(7), 1, axis=1)  # no symmetry is needed, equal sums are
+    np.testing.assert_allclose(
+        sim.paired_info_nce(x, y, circle, **given), sim.info_nce(x, y, pairing=circle, **given), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_paired_info_nce_adds_up_half_precision_in_float32(rng, dtype):
+    x, y = (jnp.asarray(rng.normal(size=(size, 3)), dtype) for size in (4, 5))
+    found = sim.paired_info_nce(x, y, jnp.asarray(POSITIVES, dtype), temperature=0.05)
+    wanted, _ = oracle_paired(
+        np.asarray(x, float), np.asarray(y, float), np.asarray(jnp.asarray(POSITIVES, dtype), float), 0.05, "cosine"
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=2e-6)
+
+
+def test_a_traced_row_without_a_positive_gives_nan(rng):
+    x, y = rng.normal(size=(2, 3, 2))
+    loss = jax.jit(lambda positives: sim.paired_info_nce(x, y, positives, temperature=0.3))
+    assert np.isfinite(loss(jnp.eye(3)))
+    assert np.isnan(loss(jnp.diag(jnp.array([1.0, 0.0, 1.0]))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(positives=np.eye(4)), r"positives have shape \(4, 4\); expected \(4, 5\)"),
+        (dict(positives=-POSITIVES), "negative, NaN or infinite"),
+        (dict(positives=np.full((4, 5), np.nan)), "negative, NaN or infinite"),
+        (dict(positives=np.eye(4, 5)), "no positive in column 4"),
+        (dict(positives=np.vstack([POSITIVES[:2], np.zeros(5), POSITIVES[3]])), "no positive in row 2"),
+        (dict(temperature=0.0), "temperature is 0.0"),
+        (dict(similarity="euclid"), "similarity"),
+        (dict(x=np.ones((4, 2))), "dimensions"),
+    ],
+)
+def test_bad_input_of_the_paired_loss(change, words):
+    given = dict(x=np.ones((4, 3)), y=np.ones((5, 3)), positives=POSITIVES, temperature=0.1) | change
+    with pytest.raises(ValueError, match=words):
+        sim.paired_info_nce(**given)

@@ -433,6 +433,40 @@ def test_shipped_losses_train_as_their_functions(key, loss):
     np.testing.assert_allclose(run.history.loss[0], other.history.loss[0], rtol=1e-12)
 
 
+@sim.register
+class ByMatrix:
+    """Positives of a batch from a matrix of all pairs, whose rows are looked up in a field of the batch."""
+
+    positives: jax.Array
+    field: str = "labels"
+
+    def __call__(self, x, y, batch):
+        rows = getattr(batch, self.field)
+        return sim.paired_info_nce(x, y, self.positives[rows[:, None], rows[None, :]], temperature=0.1)
+
+
+def test_numbers_of_rows_find_a_shuffled_pair_in_a_matrix_and_its_place_does_not(key, rows):
+    x, y, numbers_of_rows = rows
+    classes = numbers_of_rows % 5
+    same = jnp.asarray(classes[:, None] == classes)
+    drawn = lambda labels: sim.sample(sim.Pairs(x, y[:, :5], labels), 12, key=key, dtype=jnp.float64)
+    batch, labeled = drawn(numbers_of_rows), drawn(classes)
+    wanted = sim.LabeledInfoNCE(0.1)(labeled.x, labeled.y, labeled)
+    np.testing.assert_allclose(ByMatrix(same)(batch.x, batch.y, batch), wanted, rtol=1e-12)
+    assert abs(ByMatrix(same, "index")(batch.x, batch.y, batch) - wanted) > 0.01
+
+
+@pytest.mark.slow
+def test_a_matrix_of_positives_trains_as_the_labels_that_it_stands_for(key, rows):
+    x, y, numbers_of_rows = rows
+    classes = numbers_of_rows % 5
+    data = sim.Pairs(x, y, numbers_of_rows)
+    run = sim.train(small(data=data, loss=ByMatrix(classes[:, None] == classes), dtype="float64"), key=key)
+    other = sim.train(small(data=sim.Pairs(x, y, classes), loss=sim.LabeledInfoNCE(0.1), dtype="float64"), key=key)
+    np.testing.assert_allclose(run.history.loss, other.history.loss, rtol=1e-9)
+    np.testing.assert_allclose(run.x, other.x, rtol=1e-6, atol=1e-9)
+
+
 def test_a_schedule_is_held_to_what_its_class_asks_of_a_number(key):
     """Spectral's scale must be > 0, at every step; up to the step before it is not, it may be trained."""
     falling = sim.Spectral(optax.linear_schedule(1.0, -1.0, 12))

@@ -20,7 +20,8 @@ class Batch:
     Attributes:
       x, y: observations, [n, dim_x] and [n, dim_y].
       labels: cluster or class, [n]; −1 where there is none.
-      index: row of the data set, [n] (for free embeddings).
+      index: place in the order of the world's pairs, [n] (for free embeddings). `Pairs` shuffles its rows for every world: its
+        labels may be the numbers of the rows.
     """
 
     x: jax.Array

@@ -311,3 +311,67 @@ def labeled_info_nce(
     scores = jnp.where(same & ~own, -jnp.inf, logits(x, y, temperature=temperature, similarity=similarity))
     partition = 0.5 * (logsumexp(scores, axis=0) + logsumexp(scores, axis=1))
     return jnp.mean(partition - jnp.diagonal(scores))
+
+
+def paired_info_nce(
+    x: Rows, y: Rows, positives: Rows, *, temperature, similarity: Similarity = "cosine"
+) -> jax.Array:  # fmt: skip
+    """InfoNCE of rows that belong together by a given matrix, which labels may not express: moments of a film that are near
+    each other, or captions that fit several images, each as well as it does.
+
+    L = −½ [1/n_x Σ_ki (P_ki/Σ_j P_kj) log Q^y(k,i) + 1/n_y Σ_ki (P_ki/Σ_j P_ji) log Q^x(k,i)], P = positives and Q as in
+    `info_nce`: every row counts once, its positives by their weights. This is `info_nce` where P = I, `labeled_info_nce` where
+    P_ki = 1 for equal labels and 0 elsewhere, and `info_nce(pairing=P)`, where every *pair* counts by its weight, if
+    all rows of P have one sum and all columns have one.
+
+    Args:
+      x: gallery embeddings [n_x, d].
+      y: query embeddings [n_y, d].
+      positives: P [n_x, n_y], truth values or weights >= 0; at least one > 0 in every row and every column.
+      temperature: τ > 0.
+      similarity: "cosine", "dot" or "sqeuclidean".
+
+    Returns:
+      The loss in nats, a scalar; NaN where a traced P has a row or a column without a positive.
+
+    Raises:
+      ValueError: rows of different widths, positives of another shape, negative or not finite, a row or a column without
+        any, a temperature <= 0.
+
+    Example:
+      >>> rows, near = jnp.eye(4), jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]])
+      >>> round(float(sim.paired_info_nce(rows, rows, near, temperature=0.5)), 3)
+      1.507
+
+    Source: Yang et al. 2022 (UniCL), with weights in place of equal labels.
+    """
+    require_number("temperature", temperature, above=0.0)
+    require_one_of("similarity", similarity, SIMILARITIES)
+    require_same_width(x, y, ("x", "y"))
+    shares = _shares(positives, (len(x), len(y)))
+    a, b = _factors(x, y, temperature, similarity)
+    rows, columns = (jnp.full((len(side),), 1.0 / len(side), a.dtype) for side in (a, b))
+    return log_partition(a, b, rows, columns, False, None) - jnp.sum(a * (jnp.asarray(shares, a.dtype) @ b))
+
+
+def _shares(positives, shape: tuple[int, int]):
+    """Mean of the rows' and the columns' shares: P_ki/(2 n_x Σ_j P_kj) + P_ki/(2 n_y Σ_j P_ji)."""
+    if jnp.shape(positives) != shape:
+        raise ValueError(f"positives have shape {jnp.shape(positives)}; expected {shape}: gallery rows by queries")
+    if is_traced(positives):
+        weights = jnp.asarray(positives, jnp.result_type(float))
+    else:
+        weights = np.asarray(positives, np.float64)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError("positives have a negative, NaN or infinite entry; weights are >= 0")
+        for axis, name in ((1, "row"), (0, "column")):
+            if (alone := np.flatnonzero(~weights.any(axis=axis))).size:
+                raise ValueError(
+                    f"positives have no positive in {name} {alone[0]}; every row and column needs one: give it its own pair, "
+                    "or leave it out"
+                )
+    parts = []
+    for axis in (0, 1):
+        part = weights / weights.max(axis=axis, keepdims=True)  # a sum of very large ones would be infinite
+        parts.append(part / part.sum(axis=axis, keepdims=True) / shape[1 - axis])
+    return 0.5 * (parts[0] + parts[1])
