@@ -35,6 +35,7 @@ from simulator.training.flow import gradient_flow
 from simulator.training.replica import Snapshot
 from simulator.training.runs import Run, train
 from simulator.training.sweep import load_sweep, sweep
+from simulator.training.towers import towers
 
 try:
     __version__ = importlib.metadata.version("modality-gap-simulator")
@@ -85,6 +86,7 @@ __all__ = [
     "sigmoid_loss",
     "spectral_loss",
     "sweep",
+    "towers",
     "train",
     "use_all_cores",
 ]

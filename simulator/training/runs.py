@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator.settings import Template, replaced, split
+from simulator.settings import Template, numbers, replaced, split
 from simulator.storage.checkpoints import Checkpoint
 from simulator.storage.identity import describe_config, describe_run, require_identified
 from simulator.training import engine, replica
@@ -117,9 +117,17 @@ def train(
 
 
 def axes_of(name: str, ndim: int) -> tuple[str, ...]:
-    """Names of the axes of a result of one replica; those of a metric after `step` are called by its name."""
+    """Names of the axes of a result of one replica; those of parameters, and of a metric after `step`, are called by its name."""
     known = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",), bad_step=())
-    return known[name] if name in known else ("step", *(f"{name}_{axis}" for axis in range(ndim - 1)))
+    if name in known:
+        return known[name]
+    first = () if name.startswith("params.") else ("step",)
+    return (*first, *(f"{name}_{axis}" for axis in range(ndim - len(first))))
+
+
+def named_params(params: Any) -> dict[str, Any]:
+    """Parameters as in `Run.params` by name, in the order of their leaves: `params.x.hidden.0.kernel`, `params.log_scale`."""
+    return {f"params.{path.removesuffix('.value')}": leaf for path, leaf in numbers(params).items()}
 
 
 def train_replicas(
@@ -154,8 +162,7 @@ def train_replicas(
       history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
       and the steps [step].
     """
-    if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
-        raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
+    require_precision(experiment)
     require_schedules(experiment)
     require_usable(experiment, varied)
     replica.require_metrics(experiment, as_metrics(metrics))
@@ -201,6 +208,12 @@ def train_replicas(
     return history, state, x, y, labels, steps
 
 
+def require_precision(experiment: Experiment) -> None:
+    """Raise ValueError for float64 where JAX would round it to float32."""
+    if experiment.dtype == "float64" and not jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
+        raise ValueError("dtype is 'float64' and JAX runs in 32-bit mode; use `with jax.enable_x64(True):` around it")
+
+
 def _plain(state) -> list[np.ndarray]:
     """The leaves of a state on the host, random keys as their words."""
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -242,16 +255,19 @@ def lay_out(
         # Machines that work together may have measured different sizes, and must cut alike.
         replicas_per_block = engine.agreed(min(fitting, -(-count // jax.device_count())))
     layout, padded = engine.plan(count, replicas_per_block, experiment.batch_shards)
-    numbers = {path: np.full(count, value) for path, value in fixed.items()} | dict(varied)
-    numbers = {path: np.asarray(value, experiment.dtype) for path, value in numbers.items()}
-    numbers = {path: np.pad(value, (0, padded - count), mode="edge") for path, value in numbers.items()}
-    values = engine.Values(numbers, engine.on_all_devices(arrays, layout))
+    given = {path: np.full(count, value) for path, value in fixed.items()} | dict(varied)
+    given = {path: np.asarray(value, experiment.dtype) for path, value in given.items()}
+    given = {path: np.pad(value, (0, padded - count), mode="edge") for path, value in given.items()}
+    values = engine.Values(given, engine.on_all_devices(arrays, layout))
     keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padded - count, axis=0)])
     return template, values, engine.spread(keys, layout), layout
 
 
-def shapes_of(experiment: Experiment, metrics: Metrics = ()) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
-    """What a replica leaves (its history over steps, x, y and labels), as name -> (shape, dtype); and its parameters."""
+def shapes_of(
+    experiment: Experiment, metrics: Metrics = (), *, keep_params: bool = False
+) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
+    """What a replica leaves (its history over steps, x, y and labels, perhaps its parameters), as name -> (shape, dtype); and
+    the shapes of its parameters."""
     steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
 
     def one(key):
@@ -261,6 +277,8 @@ def shapes_of(experiment: Experiment, metrics: Metrics = ()) -> tuple[dict[str, 
     params, measured = jax.eval_shape(one, jax.random.key(0))
     results: dict[str, Any] = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
     results |= {name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)}
+    if keep_params:
+        results |= {name: (leaf.shape, leaf.dtype) for name, leaf in named_params(params).items()}
     # In order of size: how Flax names and sorts parameters changes with its version.
     return results, ", ".join(sorted(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(params)))
 

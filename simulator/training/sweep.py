@@ -26,10 +26,11 @@ from simulator.training.runs import (
     evaluation_steps,
     first_bad_step,
     lay_out,
+    named_params,
     shapes_of,
     train_replicas,
 )
-from simulator.validation import require_integer
+from simulator.validation import require_boolean, require_integer
 
 
 def sweep(
@@ -40,6 +41,7 @@ def sweep(
     key: jax.Array,
     params: Any = None,
     metrics: Mapping[str, Callable] | None = None,
+    keep_params: bool = False,
     store: Path | str | None = None,
     keep_diverged: bool = False,
     progress: bool = False,
@@ -58,6 +60,7 @@ def sweep(
       params: parameters to start from at every point, each with a leading axis of `seeds` (as in the state that
         `train_replicas` returns), for fine-tuning; None starts as the experiment says.
       metrics: as in `train`; stored with the rest.
+      keep_params: whether the trained parameters of every replica are kept too; `towers` makes the towers of one again.
       store: folder that keeps every finished chunk of replicas; the same call resumes there, and several processes may
         share it. None keeps everything in memory.
       keep_diverged: return replicas whose loss became NaN or infinite too, NaN from their `bad_step` on, instead of raising.
@@ -68,7 +71,10 @@ def sweep(
       like a result), `seed`, and `step`: the history
       as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`, and `bad_step`, the step at
       which a replica diverged (−1: it did not); its attributes
-      hold config, versions, commit and precision. Where a swept field changes a size, shorter rows are padded with NaN.
+      hold config, versions, commit and precision. With keep_params, `params.x.hidden.0.kernel` [..., seed, *its own axes] and so on,
+      by the names that Flax gives, and `params.log_scale` [..., seed] and so on for learned numbers. Where a swept field
+      changes a size, shorter rows are padded with NaN. What is of whole numbers (a metric, say) has −1 in place of NaN: where it
+      is padded, and from the `bad_step` of a replica on.
 
     Raises:
       ValueError: an unknown field, an empty list of values, a value the field does not allow, or a store of another
@@ -84,13 +90,14 @@ def sweep(
       {'loss.temperature': 2, 'start.angle': 2, 'seed': 2, 'step': 3}
     """
     if store is None:
-        groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics)
+        groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics, keep_params)
         whole = [_train(group, np.arange(group.size), None, keep_diverged, progress) for group in groups]
         together = lambda name: np.concatenate([_pad(part.get(name), *arrays[name], groups[0].size) for part in whole])
         return _label({name: together(name)[_places(config)] for name in arrays}, _attributes(config), arrays)
     fill_store(
-        experiment, over=over, seeds=seeds, key=key, params=params, metrics=metrics, store=store, progress=progress
-    )
+        experiment, over=over, seeds=seeds, key=key, params=params, metrics=metrics, keep_params=keep_params, store=store,
+        progress=progress,
+    )  # fmt: skip
     data = load_sweep(store)
     if not keep_diverged and (found := diverged(data)):
         raise FloatingPointError(f"{found}; the others are stored in {store} (load_sweep)")
@@ -105,12 +112,13 @@ def fill_store(
     key: jax.Array,
     params: Any = None,
     metrics: Mapping[str, Callable] | None = None,
+    keep_params: bool = False,
     store: Path | str,
     progress: bool = False,
 ) -> None:
     """Train what a store lacks of a sweep, and load nothing; arguments as those of `sweep`."""
     engine.require_one_process("sweep(store=)", "start processes that do not know of each other: they share the store")
-    groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics)
+    groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics, keep_params)
     require_identified(config)
     dimensions = _dimensions(config, arrays)
     shape = (*map(len, config["over"].values()), seeds)
@@ -159,14 +167,16 @@ def diverged(data) -> str | None:
     )
 
 
-def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics):
+def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics, keep_params: bool):
     """(groups, name -> (largest shape of a replica, dtype), configuration as JSON values) of a sweep."""
     require_integer("seeds", seeds)
+    require_boolean("keep_params", keep_params)
     over = {path: _listed(path, values) for path, values in over.items()}
-    groups = _groups(experiment, over, seeds, key, params, metrics)
+    groups = _groups(experiment, over, seeds, key, params, metrics, keep_params)
     for group in groups:
         require_usable(group.config, group.varied)
-    shapes, parameters = zip(*(shapes_of(group.config, as_metrics(metrics)) for group in groups), strict=True)
+    one = lambda config: shapes_of(config, as_metrics(metrics), keep_params=keep_params)
+    shapes, parameters = zip(*(one(group.config) for group in groups), strict=True)
     shapes = [found | dict(bad_step=((), np.dtype("int32"))) for found in shapes]
     largest = {
         name: (tuple(np.max([s[name][0] for s in shapes if name in s], axis=0).tolist()), dtype)
@@ -180,6 +190,7 @@ def _prepare(experiment: Experiment, over, seeds: int, key: jax.Array, params, m
         parameters=list(dict.fromkeys(parameters)),
     )
     config |= dict(metrics=describe_config(dict(metrics))) if metrics else {}
+    config |= dict(keep_params=True) if keep_params else {}
     return groups, largest, config
 
 
@@ -206,6 +217,7 @@ class _Group:
     seeds: int
     params: Any  # to start from, with an axis of replicas, or None
     metrics: Any
+    keep_params: bool
 
     @property
     def size(self) -> int:
@@ -224,7 +236,9 @@ def _split(experiment: Experiment, over) -> tuple[list[str], list[str]]:
     return [path for path in over if path not in traced], traced
 
 
-def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics) -> list[_Group]:
+def _groups(
+    experiment: Experiment, over, seeds: int, key: jax.Array, params, metrics, keep_params: bool
+) -> list[_Group]:
     for path, values in over.items():
         if path in ("steps", "eval_points"):
             raise ValueError(
@@ -244,7 +258,8 @@ def _groups(experiment: Experiment, over, seeds: int, key: jax.Array, params, me
         config = experiment
         for path, value in zip(static, values, strict=True):
             config = replace_field(config, path, value)
-        groups.append(_Group(config, dict(zip(static, values, strict=True)), varied, keys, seeds, params, metrics))
+        where = dict(zip(static, values, strict=True))
+        groups.append(_Group(config, where, varied, keys, seeds, params, metrics, keep_params))
     return groups
 
 
@@ -267,8 +282,11 @@ def _train(
     bad = (bad_step >= 0)[:, None] & (steps >= bad_step[:, None])
     for values in history.values():
         values[bad] = np.nan if values.dtype.kind in "fc" else -1
-    x, y = (np.where(bad[:, -1, None, None], np.nan, rows).astype(rows.dtype) for rows in (x, y))
-    return history | dict(x=x, y=y, labels=labels, bad_step=bad_step)
+    at_the_end = dict(x=x, y=y) | (named_params(state["params"]) if group.keep_params else {})
+    for name, values in at_the_end.items():
+        ended = bad[:, -1].reshape(-1, *(1,) * (values.ndim - 1))
+        at_the_end[name] = np.where(ended, np.nan, values).astype(values.dtype)
+    return history | at_the_end | dict(labels=labels, bad_step=bad_step)
 
 
 # Replica-steps from which measuring the best block size (some seconds of compiling) pays.
