@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Claim:
       expected: the verdict of every row that `judge` returns, by the row's name.
       summary: one plain sentence, for readers who do not know the notation.
 
-    Raises ValueError for verdicts without names.
+    Raises ValueError for verdicts without names, and for words that are no verdict.
     """
 
     id: str
@@ -49,6 +49,11 @@ class Claim:
                 f"Claim.expected of {self.id} is {self.expected!r}: give every verdict the name of its row, the first "
                 "argument of sim.Row, as in expected={'squared gap': 'holds'}"
             )
+        for name, verdict in self.expected.items():
+            if verdict not in get_args(Verdict):
+                raise ValueError(
+                    f"Claim.expected of {self.id} is {verdict!r} for {name!r}; it must be 'holds', 'holds if' or 'refuted'"
+                )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -112,6 +112,10 @@ def test_verdicts_by_position_are_refused_with_the_way_to_name_them():
         ValueError, match=r"Claim.expected of S1 is \('holds',\): .*name of its row.*sim.Row.*expected=\{"
     ):
         claim(("holds",))
+    with pytest.raises(
+        ValueError, match=r"Claim.expected of S1 is 'hold' for 'a'; it must be 'holds', 'holds if' or 'ref"
+    ):
+        claim({"b": "refuted", "a": "hold"})
 
 
 @pytest.mark.parametrize(

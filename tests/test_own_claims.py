@@ -10,6 +10,7 @@ import pytest
 from experiments import catalogue
 from experiments.__main__ import main
 from experiments.report import figures, pages, stories
+from simulator.storage.identity import describe_config, require_identified
 from simulator.storage.results import load_dataset, save_dataset
 
 PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "write-a-claim.md").read_text()
@@ -164,6 +165,9 @@ def test_a_claim_has_a_module_of_its_own_while_it_is_judged(folder):
             quick = catalogue.load(stem).QUICK
             assert pickle.loads(pickle.dumps(quick)) == quick
             assert type(quick) is sys.modules[type(quick).__module__].Config
+            require_identified(
+                describe_config(catalogue.load(stem).measure)
+            )  # a store knows the user's code by its source
         assert type(catalogue.load("second").QUICK) is not type(catalogue.load(STEM).QUICK)
     assert not [name for name in sys.modules if name.startswith("claim_") and STEM in name]
 
@@ -183,6 +187,7 @@ def test_a_shipped_claim_may_be_named_by_its_file():
         (("import numpy as np", "import _helper"), ["line 2 of ", "_helper.py, `1 / 0`: ZeroDivisionError: division by zero"]),
         (("QUICK = Config(", "raise SystemExit\nQUICK = Config("), ["line 18, `raise SystemExit`: SystemExit; mend"]),
         (('{"mean square": "holds"}', '("holds",)'), ["line 10, `CLAIM = sim.Claim(", "ValueError: Claim.expected of X1"]),
+        (('"holds"}', '"Holds"}'), ["Claim.expected of X1 is 'Holds' for 'mean square'; it must be 'holds', 'holds if' or 'refuted'"]),
         (("import numpy as np", "import numpy as np\0"), ["cannot be imported: ", "null bytes"]),
         (("CLAIM =", "claim ="), ["has no CLAIM; a claim's file has CLAIM, Config, QUICK, measure, judge, draw"]),
         (("QUICK =", "FAST ="), ["has no QUICK; ", "a helper's name begins with _"]),

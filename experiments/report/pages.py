@@ -107,7 +107,7 @@ def claim_section(stem: str, results: Path) -> dict[str, Any]:
     claim, path, own = module.CLAIM, results / f"{stem}.nc", catalogue.own(stem)
     section = dict(
         id=claim.id, stem=stem, title=claim.title, summary=claim.summary, statement=claim.statement, source=claim.source, assumes=claim.assumes,
-        caption=getattr(module, "CAPTION", claim.title), rows=[], figure=None, provenance={}, **_places(stem, claim.id, own, results),
+        caption=getattr(module, "CAPTION", ""), rows=[], figure=None, provenance={}, **_places(stem, claim.id, own, results),
     )  # fmt: skip
     if not path.exists():
         return section
