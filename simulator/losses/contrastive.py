@@ -313,16 +313,14 @@ def labeled_info_nce(
     return jnp.mean(partition - jnp.diagonal(scores))
 
 
-def paired_info_nce(
-    x: Rows, y: Rows, positives: Rows, *, temperature, similarity: Similarity = "cosine"
-) -> jax.Array:  # fmt: skip
-    """InfoNCE of rows that belong together by a given matrix, which labels may not express: moments of a film that are near
-    each other, or captions that fit several images, each as well as it does.
+def paired_info_nce(x: Rows, y: Rows, positives: Rows, *, temperature, similarity: Similarity = "cosine") -> jax.Array:
+    """InfoNCE with the positives of every row given by a matrix of weights: captions that fit several images, or moments of a
+    film, each of which fits its neighbours.
 
     L = −½ [1/n_x Σ_ki (P_ki/Σ_j P_kj) log Q^y(k,i) + 1/n_y Σ_ki (P_ki/Σ_j P_ji) log Q^x(k,i)], P = positives and Q as in
-    `info_nce`: every row counts once, its positives by their weights. This is `info_nce` where P = I, `labeled_info_nce` where
-    P_ki = 1 for equal labels and 0 elsewhere, and `info_nce(pairing=P)`, where every *pair* counts by its weight, if
-    all rows of P have one sum and all columns have one.
+    `info_nce`: every row counts once, and its positives in proportion to their weights. This is `info_nce` where P = I, `labeled_info_nce` where
+    P_ki = 1 for equal labels and 0 elsewhere, and `info_nce(pairing=P)`, where every pair counts by its weight, if
+    all rows of P have the same sum and all columns have the same sum.
 
     Args:
       x: gallery embeddings [n_x, d].
