@@ -8,7 +8,7 @@ import importlib.metadata
 from simulator.claims import Check, Claim, Row
 from simulator.closing.closer import GapCloser
 from simulator.closing.index import Index
-from simulator.data import Batch, DataSource, Digits, LatentPairs, Pairs, sample
+from simulator.data import Batch, DataSource, Digits, LatentPairs, MultipleFeatures, Pairs, SpelledWords, sample
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.geometry import GapMeasures, gap_vector, measure_gap
 from simulator.losses import (
@@ -61,6 +61,7 @@ __all__ = [
     "LatentPairs",
     "Learned",
     "Linear",
+    "MultipleFeatures",
     "Pairs",
     "Quantization",
     "Row",
@@ -68,6 +69,7 @@ __all__ = [
     "Sigmoid",
     "Snapshot",
     "Spectral",
+    "SpelledWords",
     "Table",
     "exact_robustness",
     "gap_vector",

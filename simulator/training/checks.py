@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simulator.data import Batch, Digits, LatentPairs, Pairs
+from simulator.data import SHIPPED as SHIPPED_DATA
+from simulator.data import Batch
 from simulator.encoders import MLP, Linear, Table
 from simulator.geometry import GapMeasures
 from simulator.losses import SHIPPED, at_step, learned_numbers, number_values, parameter_name
@@ -52,7 +53,7 @@ def require_usable(experiment: Experiment, varied: Mapping[str, Any] | None = No
     """Raise ValueError where the data source, a tower or the loss of an experiment cannot be trained with, its numbers traced as
     in training; shipped ones are left out."""
     own_towers = [name for name in "xy" if type(getattr(experiment, f"encoder_{name}")) not in (MLP, Linear, Table)]
-    own_data = type(experiment.data) not in (LatentPairs, Pairs, Digits)
+    own_data = type(experiment.data) not in SHIPPED_DATA
     own_loss = type(experiment.loss) not in SHIPPED
     if not (own_towers or own_data or own_loss):
         return

@@ -25,7 +25,7 @@ class Experiment:
     """Everything that defines a training run, but for the random key.
 
     Args:
-      data: LatentPairs, Pairs, Digits, or any object that is a `DataSource`.
+      data: LatentPairs, Pairs, Digits, MultipleFeatures, SpelledWords, or any object that is a `DataSource`.
       encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
         (dim_in, *, rngs, dtype) -> nnx module.
       start: Cones, or None for the start that the random towers have by themselves.
