@@ -91,18 +91,19 @@ class Table:
 @register
 @dataclasses.dataclass(frozen=True)
 class Cones:
-    """Where the two towers start: each modality in a cone of its own.
+    """Where the towers start: each modality in a cone of its own.
 
     The output bias of a tower (all rows, for a Table) is set so that the mean of its raw outputs on the
     training data points along a chosen unit vector, at `tightness` times the root-mean-square distance of the
-    outputs from their mean. The two unit vectors are random, at the given angle.
+    outputs from their mean. The unit vectors are random, any two at the given angle: with M modalities the vertices of a
+    regular simplex, which needs cos(angle) >= −1/(M − 1).
 
     Args:
-      angle: between the two cluster means, in radians, 0 to π.
+      angle: between two cluster means, in radians, 0 to π.
       tightness: norm of the mean over the root-mean-square deviation, > 0; 20 is a narrow cone.
       shape: of the deviations. "network" leaves what the random tower gives; "isotropic" whitens the output
         layer (equal variance in every direction the tower can reach); "collapsed" projects it onto a random
-        subspace of `rank` dimensions, the same for both towers.
+        subspace of `rank` dimensions, the same for all towers.
       rank: dimension of that subspace, for shape="collapsed".
     """
 
@@ -178,27 +179,42 @@ class FreeEmbeddings(nnx.Module):
         return self.rows[index]
 
 
-def place_in_cones(cones: Cones, tower_x, tower_y, inputs_x, inputs_y, *, key: jax.Array):
-    """Set the start of two freshly built towers in place, as `Cones` describes; inputs are the training data."""
+def place_in_cones(cones: Cones, towers, inputs, *, key: jax.Array):
+    """Set the start of freshly built towers in place, as `Cones` describes; inputs are the training data, one for each tower."""
     direction_key, plane_key = jax.random.split(key)
-    outputs = tower_x(inputs_x)
+    outputs = towers[0](inputs[0])
     embed_dim, dtype = outputs.shape[1], outputs.dtype
-    if embed_dim < 2:
-        raise ValueError("Cones need embed_dim >= 2: there is no angle between two directions of a line")
-    axis_x, other = jnp.linalg.qr(jax.random.normal(direction_key, (embed_dim, 2), dtype))[0].T
-    axis_y = jnp.cos(cones.angle) * axis_x + jnp.sin(cones.angle) * other
+    if embed_dim < len(towers):
+        raise ValueError(
+            f"embed_dim is {embed_dim}; Cones need embed_dim >= {len(towers)}: an angle between all {len(towers)} modalities"
+        )
+    basis = jnp.linalg.qr(jax.random.normal(direction_key, (embed_dim, len(towers)), dtype))[0].T
     if cones.shape == "collapsed" and cones.rank > embed_dim:
         raise ValueError(f"Cones.rank is {cones.rank}; it cannot exceed embed_dim = {embed_dim}")
     plane = jnp.linalg.qr(jax.random.normal(plane_key, (embed_dim, min(cones.rank, embed_dim)), dtype))[0]
-    for tower, inputs, axis in ((tower_x, inputs_x, axis_x), (tower_y, inputs_y, axis_y)):
+    for tower, rows, axis in zip(towers, inputs, _equiangular(basis, cones.angle), strict=True):
         if cones.shape != "network":
-            outputs = tower(inputs)
+            outputs = tower(rows)
             change = plane @ plane.T if cones.shape == "collapsed" else _whitener(outputs)
             _change_outputs(tower, change)
-        outputs = tower(inputs)
+        outputs = tower(rows)
         mean = jnp.mean(outputs, axis=0)
         spread = jnp.sqrt(jnp.mean(jnp.sum((outputs - mean[None, :]) ** 2, axis=1)))
         _shift_outputs(tower, cones.tightness * spread * axis - mean)
+
+
+def _equiangular(basis, angle) -> list[jax.Array]:
+    """Unit vectors with any two at this angle, from as many orthonormal ones [m, d]: the rows of the Cholesky factor of their
+    cosines c, which are c√((1−c)/((1+(j−1)c)(1+jc))) in column j and √((1−c)(1+jc)/(1+(j−1)c)) on the diagonal."""
+    c = jnp.cos(angle)
+    axes, shared = [basis[0]], c * basis[0]
+    for j, direction in enumerate(basis[1:], start=1):
+        # 1 − c = 2 sin²(angle/2), which keeps its digits at a small angle; 1 + jc is 0 at the widest, or less by rounding.
+        wide = 2**0.5 * jnp.sin(angle / 2) * jnp.sqrt(jnp.maximum(1 + j * c, 0.0) / (1 + (j - 1) * c))
+        height = jnp.sin(angle) if j == 1 else wide
+        axes.append(shared + height * direction)
+        shared = shared + c * height / (1 + j * c) * direction
+    return axes
 
 
 def _whitener(outputs):

@@ -150,6 +150,8 @@ def _is_dynamic(cls: type, field: dataclasses.Field, value: Any) -> bool:
         return False
     if isinstance(value, (np.ndarray, jax.Array)) or is_registered(value):
         return True
+    if isinstance(value, tuple) and value and all(map(is_registered, value)):
+        return True
     is_number = not (value is None or callable(value) or isinstance(value, (str, bool, np.bool_)))
     return is_number and field.name in number_fields(cls)
 
@@ -183,6 +185,9 @@ def numbers(settings: Any) -> dict[str, Any]:
 def replace_field(config: Any, path: str, value: Any) -> Any:
     """A copy of a nested frozen dataclass with the field at a dotted path replaced, or ValueError."""
     name, _, rest = path.partition(".")
+    if isinstance(config, tuple) and name.isdigit() and int(name) < len(config):
+        place = int(name)
+        return (*config[:place], replace_field(config[place], rest, value) if rest else value, *config[place + 1 :])
     names = (
         [field.name for field in dataclasses.fields(config) if field.init] if dataclasses.is_dataclass(config) else []
     )

@@ -5,6 +5,7 @@ import pytest
 
 import simulator as sim
 from simulator.settings import replace_field
+from simulator.training.replica import swap_key
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "sphere", "clusters"])
@@ -167,3 +168,39 @@ def test_digits_need_held_out_pairs(key):
         sim.Digits(1797)
     with pytest.raises(ValueError, match="1797"):
         sim.sample(sim.Digits(), 1798, key=key)
+
+
+@pytest.fixture
+def drawn_with(monkeypatch):
+    """The keys that random numbers were drawn with so far."""
+    used = []
+
+    def spy(function):
+        def called(key, *arguments, **keywords):
+            used.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+            return function(key, *arguments, **keywords)
+
+        return called
+
+    for name in ("normal", "permutation", "randint", "categorical"):
+        monkeypatch.setattr(jax.random, name, spy(getattr(jax.random, name)))
+    return used
+
+
+@pytest.mark.parametrize("mixing", ["linear", "mlp"])
+@pytest.mark.parametrize("more", [dict(), dict(latent="clusters"), dict(latent="clusters", class_imbalance=1.0)])
+def test_no_key_is_drawn_with_twice(key, drawn_with, mixing, more):
+    """JAX's split(key, n)[i] is fold_in(key, i): a key that is split and folded may give one key twice."""
+    config = sim.LatentPairs(
+        20, dim_others=(3, 4), private_dim_x=2, private_dim_y=3, mismatched=0.5, mixing=mixing, **more
+    )
+    sim.sample(config, 20, key=key)
+    assert len(drawn_with) == len(set(drawn_with)) >= 15
+
+
+def test_swaps_have_a_key_of_their_own(key):
+    of_batch = jax.random.fold_in(key, 7)
+    below = [of_batch, *jax.random.split(of_batch, 8), *jax.random.split(jax.random.split(of_batch)[1], 8)]
+    words = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in [*jax.random.split(key, 8), *below]}
+    assert tuple(np.asarray(jax.random.key_data(swap_key(key, 7))).tolist()) not in words
+    assert tuple(np.asarray(jax.random.key_data(jax.random.fold_in(of_batch, 1))).tolist()) in words  # the near miss

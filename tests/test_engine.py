@@ -54,7 +54,8 @@ def plain_loop(experiment: sim.Experiment, key):
 def test_float64_training_equals_a_plain_loop():
     experiment = sim.Experiment(**SMALL, dtype="float64", loss=sim.InfoNCE(0.05))
     keys = jax.random.split(jax.random.key(0), 4)
-    _, _, x, y, _, _ = train_replicas(experiment, {}, keys, replicas_per_block=2)
+    rows = train_replicas(experiment, {}, keys, replicas_per_block=2).rows
+    x, y = rows["x"], rows["y"]
     for number in (0, 3):
         found = plain_loop(experiment, keys[number])
         np.testing.assert_allclose((x[number], y[number]), found, atol=1e-8)

@@ -199,8 +199,8 @@ def test_own_arrays_are_trained_and_held_out_as_pairs(key, rows):
 def test_arrays_are_shared_by_all_replicas(rows):
     x, y, _ = rows
     keys = jax.random.split(jax.random.key(0), 3)
-    _, _, together, *_ = train_replicas(small(data=sim.Pairs(x, y)), {}, keys)
-    _, _, alone, *_ = train_replicas(small(data=sim.Pairs(x, y)), {}, keys[2:])
+    together = train_replicas(small(data=sim.Pairs(x, y)), {}, keys).rows["x"]
+    alone = train_replicas(small(data=sim.Pairs(x, y)), {}, keys[2:]).rows["x"]
     np.testing.assert_allclose(together[2], alone[0], atol=1e-5)
 
 

@@ -175,12 +175,12 @@ def _train(config: Config, train_bias: bool, progress: bool):
         eval_points=2,
     )
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(config.seed), s))(np.arange(config.seeds))
-    history, _, x, y, *_ = train_replicas(experiment, {}, keys, progress=progress)
+    history, _, final, _ = train_replicas(experiment, {}, keys, progress=progress)
     names = ("loss", "scale", "margin", "margin_at_zero", "gap", "separable")
     found = np.empty((len(names), config.seeds))
     with jax.enable_x64(True):
         for s in range(config.seeds):
-            rows = [_unit(np.asarray(side[s], float)) for side in (x, y)]
+            rows = [_unit(np.asarray(side[s], float)) for side in (final["x"], final["y"])]
             scale, bias = 1 / float(history["temperature"][s, -1]), float(history["bias"][s, -1])
             signs = 2 * np.eye(n) - 1
             scores = rows[0] @ rows[1].T

@@ -36,7 +36,7 @@ def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     `type` names the class: "MLP", "Linear", "Table", "LatentPairs", "Digits", "MultipleFeatures",
     "SpelledWords", "InfoNCE",
     "Sigmoid", "LabeledInfoNCE", "Spectral", or one's own as
-    "module:Class", the module in the file's folder or installed; `start = "none"` for no cones; a number of a loss
+    "module:Class", the module in the file's folder or installed; `encoder_others` a list of such tables; `start = "none"` for no cones; a number of a loss
     `{ learned = 0.1 }` with the fields of `sim.Learned`; `optimizer` a function of optax; functions of one's own as
     "module:function"), and a table `over` of lists by dotted field.
 
@@ -61,9 +61,11 @@ def read_sweep(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f'{path}: [over] must map dotted fields to lists, like "loss.temperature" = [0.01, 0.1]')
     if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < 2**32:
         raise ValueError(f"{path}: key is {key!r}; it must be a whole number from 0 to 2³² − 1")
-    experiment = sim.Experiment()
-    for name, value in settings.items():
-        experiment = replace_field(experiment, name, _value(name, value, getattr(experiment, name, None), path.parent))
+    default = sim.Experiment()
+    for name in settings.keys() - {field.name for field in dataclasses.fields(default)}:
+        replace_field(default, name, None)  # says which names there are
+    values = {name: _value(name, value, getattr(default, name), path.parent) for name, value in settings.items()}
+    experiment = dataclasses.replace(default, **values)  # at once: what its parts must agree on is checked of the whole
     for field in over.keys() & vars(experiment).keys():  # a dotted one is a number, or checked by its class
         over[field] = [_value(field, value, getattr(experiment, field), path.parent) for value in over[field]]
     return dict(experiment=experiment, over=over, seeds=seeds, key=jax.random.key(key))
@@ -119,6 +121,10 @@ def _apply(settings: dict[str, Any], change: str) -> None:
 
 def _value(name: str, value: Any, current: Any, folder: Path) -> Any:
     """A field of Experiment from its TOML value."""
+    if name == "encoder_others" and isinstance(value, list):
+        return tuple(_value("encoder_x", tower, sim.MLP(), folder) for tower in value)
+    if isinstance(value, list):
+        return tuple(value)
     if isinstance(value, str) and OWN.fullmatch(value):
         return _imported(name, value, folder)
     if name == "optimizer":
@@ -139,6 +145,7 @@ def _value(name: str, value: Any, current: Any, folder: Path) -> Any:
             known = {chosen: _imported(f"{name}.type", chosen, folder)}
         if not isinstance(chosen, str) or chosen not in known:
             raise ValueError(f"{name}.type is {chosen!r}; it must be one of {', '.join(known)}, or module:Class")
+        value: dict[str, Any] = {f: tuple(inner) if isinstance(inner, list) else inner for f, inner in value.items()}
         if type(current).__name__ != chosen:
             try:
                 return known[chosen](**value)

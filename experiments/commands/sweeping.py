@@ -137,9 +137,10 @@ def table(data: Any) -> str:
 
     from experiments import catalogue
 
-    grid = [name for name in data.bad_step.dims if name != "seed"]
-    values = {name: data[name].isel(step=-1).transpose(*grid, "seed").values for name in NAMES}
-    finite = (data.bad_step.transpose(*grid, "seed").values < 0).astype(int).sum(axis=-1)
+    last = data.gap_norm.isel(step=-1)  # between each two of more than two modalities
+    grid = [name for name in last.dims if name != "seed"]
+    values = {name: data[name].isel(step=-1).broadcast_like(last).transpose(*grid, "seed").values for name in NAMES}
+    finite = (data.bad_step.broadcast_like(last).transpose(*grid, "seed").values < 0).astype(int).sum(axis=-1)
     lines = []
     for point in itertools.product(*(range(data.sizes[name]) for name in grid)):
         line = [str(data[name].values[i]) for name, i in zip(grid, point, strict=True)]

@@ -36,12 +36,12 @@ def train_points(
 
     count = len(next(iter(points.values())))
     varied, keys = _replicas(points, seeds, seed)
-    history, state, x, *_, steps = train_replicas(experiment, varied, keys, params=params, progress=progress)
+    history, state, rows, steps = train_replicas(experiment, varied, keys, params=params, progress=progress)
     arrays = {name: history[name].reshape(count, seeds, *history[name].shape[1:]) for name in keep}
     dims = ("point", "seed", "step", "embed")
     data = xr.Dataset(
         {name: (dims[: value.ndim], value) for name, value in arrays.items()},
-        coords=dict(seed=np.arange(seeds), step=steps, pair=np.arange(x.shape[1])),
+        coords=dict(seed=np.arange(seeds), step=steps, pair=np.arange(rows["x"].shape[1])),
     )
     return data, state["params"]
 

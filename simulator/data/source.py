@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from simulator.settings import is_own_form, register
+from simulator.settings import is_own_form, register, replaced
 from simulator.validation import require_integer
+
+MODALITIES = "xyzuvw"  # names of the modalities in order; a source has two or more
 
 
 @register
@@ -22,12 +24,32 @@ class Batch:
       labels: cluster or class, [n]; −1 where there is none.
       index: place in the order of the world's pairs, [n] (for free embeddings). `Pairs` shuffles its rows for every world: its
         labels may be the numbers of the rows.
+      others: observations of a third and further modalities, each [n, dim].
     """
 
     x: jax.Array
     y: jax.Array
     labels: jax.Array | None = None
     index: jax.Array | None = None
+    others: tuple[jax.Array, ...] = ()
+
+    def rows(self, modality: str) -> jax.Array:
+        """Observations of a modality by its name: x, y, z, u, v or w."""
+        return (self.x, self.y, *self.others)[MODALITIES.index(modality)]
+
+    def between(self, first: str, second: str) -> Batch:
+        """The pairs of two modalities, as x and y."""
+        return replaced(self, x=self.rows(first), y=self.rows(second), others=())
+
+
+def require_dims(name: str, dims: Any) -> None:
+    """Raise ValueError unless these are dimensions of further modalities: a tuple of whole numbers, few enough to have names."""
+    if not isinstance(dims, tuple) or len(dims) > len(MODALITIES) - 2:
+        raise ValueError(
+            f"{name} is {dims!r}; it must be a tuple of at most {len(MODALITIES) - 2} dimensions, like (32,)"
+        )
+    for dim in dims:
+        require_integer(name, dim)
 
 
 class DataSource(Protocol):
@@ -40,7 +62,8 @@ class DataSource(Protocol):
     A source may have more. `total`: how many pairs there are in all; training pairs and held-out pairs are then the first and
     the next of one draw, and num_pairs=None trains on all that are not held out. Without it held-out pairs are a draw of their
     own, which for a source that picks from a finite set could repeat training pairs. `held_out()`: the source that held-out pairs
-    are drawn from, in the same world. `draw_stream(world, n, key)`: as `draw_pairs`, for the pairs of a stream, where speed
+    are drawn from, in the same world. `dim_others`: dimensions of a third and further modalities, which `draw_pairs` then gives as
+    `Batch.others`. `draw_stream(world, n, key)`: as `draw_pairs`, for the pairs of a stream, where speed
     matters.
     """
 
@@ -65,8 +88,13 @@ def draw(source: Any, world: Any, n: int, key: jax.Array, dtype: Any, *, stream:
     if isinstance(drawn, tuple):
         drawn = Batch(*drawn)
     labels = jnp.full((n,), -1) if drawn.labels is None else drawn.labels
-    x, y = (jnp.asarray(rows, dtype) for rows in (drawn.x, drawn.y))
-    return Batch(x, y, labels, index=jnp.arange(n))
+    x, y, *others = (jnp.asarray(rows, dtype) for rows in (drawn.x, drawn.y, *drawn.others))
+    return Batch(x, y, labels, index=jnp.arange(n), others=tuple(others))
+
+
+def dims_of(source: Any) -> tuple[int, ...]:
+    """Dimension of the observations of every modality."""
+    return (source.dim_x, source.dim_y, *getattr(source, "dim_others", ()))
 
 
 def take(batch: Batch, rows) -> Batch:

@@ -37,7 +37,8 @@ from simulator.storage.source import DYNAMIC, LIBRARIES, definition, is_own, lib
 from simulator.validation import is_traced
 
 # Raised when this project gives other numbers for the same experiment and key: what is older is then refused.
-NUMBERS = 2  # 2: learned numbers of a loss have no weight decay
+# 2: learned numbers of a loss have no weight decay; 3: swaps, wrong partners and private mixings are drawn with keys of their own
+NUMBERS = 3
 
 SETTINGS = (
     "jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision",

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from simulator.data import MODALITIES, Batch, dims_of
 from simulator.data import SHIPPED as SHIPPED_DATA
-from simulator.data import Batch
 from simulator.encoders import MLP, Linear, Table
 from simulator.geometry import GapMeasures
 from simulator.losses import SHIPPED, at_step, learned_numbers, number_values, parameter_name
@@ -22,8 +22,8 @@ from simulator.settings import Template, split
 from simulator.storage.identity import digest
 from simulator.training.experiment import Experiment, name_of
 
-RESULTS = frozenset(GapMeasures.__dataclass_fields__) | {"loss", "gap", "x", "y", "labels", "bad_step"}
-AXES = frozenset({"seed", "step", "pair", "embed"})
+RESULTS = frozenset(GapMeasures.__dataclass_fields__) | {"loss", "gap", "labels", "bad_step", *MODALITIES}
+AXES = frozenset({"seed", "step", "pair", "embed", "between"})
 Metrics = tuple[tuple[str, Callable], ...]
 
 
@@ -52,7 +52,7 @@ def traced_values(experiment: Experiment, varied: Mapping[str, Any] | None = Non
 def require_usable(experiment: Experiment, varied: Mapping[str, Any] | None = None) -> None:
     """Raise ValueError where the data source, a tower or the loss of an experiment cannot be trained with, its numbers traced as
     in training; shipped ones are left out."""
-    own_towers = [name for name in "xy" if type(getattr(experiment, f"encoder_{name}")) not in (MLP, Linear, Table)]
+    own_towers = [name for name, tower in experiment.encoders.items() if type(tower) not in (MLP, Linear, Table)]
     own_data = type(experiment.data) not in SHIPPED_DATA
     own_loss = type(experiment.loss) not in SHIPPED
     if not (own_towers or own_data or own_loss):
@@ -61,7 +61,8 @@ def require_usable(experiment: Experiment, varied: Mapping[str, Any] | None = No
     if own_data:
         _require_source(experiment, template, values)
     for name in own_towers:
-        _require_tower(f"encoder_{name}", getattr(experiment.data, f"dim_{name}"), template, values)
+        width = dict(zip(MODALITIES, dims_of(experiment.data), strict=False))[name]
+        _require_tower(name, width, template, values)
     if own_loss:
         rows = cast(int, experiment.num_pairs if experiment.is_table else experiment.eval_pairs)
         for count in dict.fromkeys((experiment.batch_size, rows)):  # training and measures
@@ -115,12 +116,18 @@ def _require_source(experiment: Experiment, template: Template, values: dict[str
             raise ValueError(
                 f"{name}.{method} gives {type(drawn).__name__}; it must give (x, y), (x, y, labels) or a Batch"
             )
-        for side in "xy":
-            rows, wanted = getattr(drawn, side), (n, getattr(data, f"dim_{side}"))
+        dims = dims_of(data)
+        if len(drawn.others) != len(dims) - 2:
+            raise ValueError(
+                f"{name}.{method} gives {2 + len(drawn.others)} modalities and {name} has {len(dims)}; a Batch holds those of "
+                "dim_others as `others`"
+            )
+        for side, dim in zip(MODALITIES, dims, strict=False):
+            rows, wanted = drawn.rows(side), (n, dim)
             if rows.shape != wanted or rows.dtype.kind not in "fiu":
                 raise ValueError(
                     f"{name}.{method} gives {side} of shape {rows.shape} and dtype {rows.dtype} for n = {n}; expected {wanted}, "
-                    f"as dim_{side} says, and real numbers"
+                    f"as {f'dim_{side}' if side in 'xy' else 'dim_others'} says, and real numbers"
                 )
         labels = drawn.labels
         if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu"):
@@ -131,22 +138,22 @@ def _require_source(experiment: Experiment, template: Template, values: dict[str
         require_one_program(f"{name}.{method}", call, values, world, key)
 
 
-def _require_tower(field: str, width: int, template: Template, values: dict[str, Any]) -> None:
+def _require_tower(name: str, width: int, template: Template, values: dict[str, Any]) -> None:
     """What is wrong with a tower alone is said where it is built."""
 
     def start(values, key):
         experiment = template.join(values)
-        tower = getattr(experiment, field)(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
+        tower = experiment.encoders[name](width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
         return nnx.state(tower, nnx.Param)
 
-    require_one_program(field, start, values, jax.random.key(0))
+    require_one_program(f"encoder_{name}", start, values, jax.random.key(0))
 
 
 def _require_loss(experiment: Experiment, count: int, template: Template, values: dict[str, Any]) -> None:
     name, dtype = name_of(experiment.loss), jnp.dtype(experiment.dtype)
     rows = jax.ShapeDtypeStruct((count, 2), dtype)
     whole = jax.ShapeDtypeStruct((count,), jnp.zeros(0, int).dtype)
-    sides = (jax.ShapeDtypeStruct((count, getattr(experiment.data, f"dim_{side}")), dtype) for side in "xy")
+    sides = (jax.ShapeDtypeStruct((count, dim), dtype) for dim in dims_of(experiment.data)[:2])
     batch: Any = Batch(*cast(Any, (*sides, whole, whole)))
 
     def loss(x, y, values, batch):

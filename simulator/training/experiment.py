@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,11 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simulator.data import DataSource, LatentPairs
+from simulator.data import MODALITIES, DataSource, LatentPairs, dims_of, require_dims
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
 from simulator.settings import is_own_form, register, replace_field, require_own_class, static_values
-from simulator.validation import require_boolean, require_integer, require_known, require_number, require_one_of
+from simulator.validation import (
+    is_traced,
+    require_boolean,
+    require_integer,
+    require_known,
+    require_number,
+    require_one_of,
+)
 
 
 @register
@@ -28,6 +37,8 @@ class Experiment:
       data: LatentPairs, Pairs, Digits, MultipleFeatures, SpelledWords, or any object that is a `DataSource`.
       encoder_x, encoder_y: gallery and query tower: MLP, Linear, Table, or a callable
         (dim_in, *, rngs, dtype) -> nnx module.
+      encoder_others: towers of a third and further modalities (called z, u, v, w), where the data have them (`dim_others`).
+      losses_between: pairs of modalities whose losses are added up, like ("xy", "xz") for a star about x; None for all pairs.
       start: Cones, or None for the start that the random towers have by themselves.
       loss: InfoNCE, Sigmoid, or anything callable as (x, y, batch) -> scalar, x and y the rows of the batch [batch_size, d].
         What is a dataclass must be registered (`simulator.register`): its numbers are then traced, swept, scheduled (optax
@@ -48,6 +59,8 @@ class Experiment:
     data: DataSource = LatentPairs()
     encoder_x: Callable = MLP()
     encoder_y: Callable = MLP()
+    encoder_others: tuple[Callable, ...] = ()
+    losses_between: tuple[str, ...] | None = None
     start: Cones | None = Cones()
     loss: Loss = InfoNCE(temperature=0.01)
     swap_probability: float = 0.0
@@ -66,18 +79,17 @@ class Experiment:
         _require_loss(self.loss)
         if self.start is not None:
             require_known("Experiment.start", self.start, (Cones,))
-        for name in ("encoder_x", "encoder_y"):
-            tower = getattr(self, name)
+        _require_modalities(self)
+        towers = {f"encoder_{name}": tower for name, tower in self.encoders.items()}
+        for name, tower in towers.items():
             shipped = next((cls for cls in (MLP, Linear, Table) if isinstance(tower, cls)), None)
             if shipped is not None and type(tower).__call__ is shipped.__call__:
                 require_known(f"Experiment.{name}", tower, (shipped,))
-        for name in ("data", "loss", "encoder_x", "encoder_y", "optimizer"):
-            _require_hashable(name, getattr(self, name))
-        for name in ("encoder_x", "encoder_y", "optimizer"):
-            if not callable(getattr(self, name)):
-                raise ValueError(
-                    f"Experiment.{name} is {getattr(self, name)!r}; it must be callable, like optax.adam or MLP()"
-                )
+        for name, part in dict(data=self.data, loss=self.loss, **towers, optimizer=self.optimizer).items():
+            _require_hashable(name, part)
+        for name, part in dict(**towers, optimizer=self.optimizer).items():
+            if not callable(part):
+                raise ValueError(f"Experiment.{name} is {part!r}; it must be callable, like optax.adam or MLP()")
         require_boolean("Experiment.normalize", self.normalize)
         if not callable(self.learning_rate):
             require_number("Experiment.learning_rate", self.learning_rate, above=0.0)
@@ -114,14 +126,58 @@ class Experiment:
         return total - self.eval_pairs if self.data.num_pairs is None and total is not None else self.data.num_pairs
 
     @property
+    def encoders(self) -> dict[str, Callable]:
+        """Tower of every modality by its name."""
+        return dict(zip(MODALITIES, (self.encoder_x, self.encoder_y, *self.encoder_others), strict=False))
+
+    @property
+    def pairings(self) -> tuple[str, ...]:
+        """All pairs of modalities, in order; the gap is measured between each."""
+        return tuple(map("".join, itertools.combinations(self.encoders, 2)))
+
+    @property
     def is_table(self) -> bool:
         """Whether a tower is a Table, which is measured on its own rows."""
-        return isinstance(self.encoder_x, Table) or isinstance(self.encoder_y, Table)
+        return any(isinstance(tower, Table) for tower in self.encoders.values())
 
 
 def name_of(part: Any) -> str:
     """A function's or a class's name, or that of an object's class."""
     return getattr(part, "__name__", type(part).__name__)
+
+
+def _require_modalities(experiment: Experiment) -> None:
+    """Raise ValueError unless data, towers, losses and start agree on what modalities there are."""
+    others, count = experiment.encoder_others, len(dims_of(experiment.data))
+    if not isinstance(others, tuple) or len(others) != count - 2:
+        raise ValueError(
+            f"Experiment.encoder_others is {others!r} and {name_of(experiment.data)} has {count} modalities; it must be a tuple of "
+            f"{count - 2} towers, one for each of dim_others"
+        )
+    between = experiment.losses_between
+    if between is not None:
+        known = [*experiment.pairings, *(pair[::-1] for pair in experiment.pairings)]
+        if not isinstance(between, tuple) or not set(between) <= set(known) or len(set(between)) < len(between):
+            raise ValueError(
+                f"Experiment.losses_between is {between!r}; it must be a tuple of different pairs among {', '.join(known)}"
+            )
+        if lost := [name for name in experiment.encoders if name not in "".join(between)]:
+            raise ValueError(
+                f"Experiment.losses_between is {between!r} and leaves out {lost[0]}, whose tower would not be trained"
+            )
+    if count == 2:
+        return
+    angle = None if experiment.start is None else experiment.start.angle
+    if angle is not None and not is_traced(angle) and math.cos(angle) < -1 / (count - 1) - 1e-6:
+        raise ValueError(
+            f"Cones.angle is {angle} and there are {count} modalities, any two at this angle: it can be at most "
+            f"{math.acos(-1 / (count - 1)):.4f}"
+        )
+    for name, off in (("swap_probability", 0), ("batch_shards", 1)):
+        if is_traced(value := getattr(experiment, name)) or value != off:
+            raise ValueError(
+                f"Experiment.{name} is {value} and there are {count} modalities; it is for two, leave it {off}"
+            )
 
 
 def _require_hashable(name: str, part: Any) -> None:
@@ -145,6 +201,7 @@ def _require_source(data: Any) -> None:
         )
     for name in ("dim_x", "dim_y"):
         require_integer(f"{name_of(data)}.{name}", getattr(data, name))
+    require_dims(f"{name_of(data)}.dim_others", getattr(data, "dim_others", ()))
     if data.num_pairs is not None:
         require_integer(f"{name_of(data)}.num_pairs", data.num_pairs, least=2)
     require_own_class("Experiment.data", data, ("draw_world", "draw_pairs"))
@@ -156,7 +213,7 @@ def _require_loss(loss: Any) -> None:
             f"Experiment.loss is {loss!r}; it must be an object that is called as loss(x, y, batch), like InfoNCE(0.1)"
         )
     require_own_class("Experiment.loss", loss, ("__call__",))
-    names = ["x", "y", *(parameter_name(path) for path in learned_numbers(loss))]  # beside the towers
+    names = [*MODALITIES, *(parameter_name(path) for path in learned_numbers(loss))]  # beside the towers
     if clash := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"{name_of(loss)} learns a number whose parameter is called {clash[0]}, as another one is; give the field another name"

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from simulator.data import Batch, draw, take
+from simulator.data import MODALITIES, Batch, dims_of, draw, take
 from simulator.encoders import Table, place_in_cones
 from simulator.geometry import gap_vector, measure_gap
 from simulator.losses import (
@@ -33,7 +34,9 @@ from simulator.training.optimizer import make_optimizer
 from simulator.validation import is_traced
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["x", "y", "labels", "params", "step"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["x", "y", "labels", "params", "step", "others"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """What a metric along training is a function of.
@@ -43,6 +46,7 @@ class Snapshot:
       labels: cluster or class of each held-out pair, [eval_pairs].
       params: trained parameters, as in `Run.params`.
       step: optimiser steps so far, a whole number.
+      others: embeddings by a third and further towers.
     """
 
     x: jax.Array
@@ -50,6 +54,10 @@ class Snapshot:
     labels: jax.Array
     params: Any
     step: jax.Array
+    others: tuple[jax.Array, ...] = ()
+
+
+_NEVER_A_STEP = np.uint32(2**32 - 1)
 
 
 class Keys(NamedTuple):
@@ -84,10 +92,10 @@ def start(experiment: Experiment, key):
         held_out = draw(right, world, held_out_pairs, keys.held_out, dtype)
     if experiment.is_table:
         held_out = training
-    towers = build_towers(experiment, jax.random.split(keys.towers))
+    towers = build_towers(experiment, keys.towers)
     if experiment.start is not None:
-        inputs = [_inputs(e, training, name) for name, e in _encoders(experiment)]
-        place_in_cones(experiment.start, *towers, *inputs, key=keys.start)
+        inputs = [_inputs(encoder, training, name) for name, encoder in experiment.encoders.items()]
+        place_in_cones(experiment.start, towers, inputs, key=keys.start)
     params = trained_params(experiment, towers)
     return dict(
         params=params,
@@ -146,26 +154,45 @@ def advance(experiment: Experiment, state, start, stop):
 
 
 def measure(experiment: Experiment, state, metrics: Metrics = ()):
-    """(history, x, y, labels) of one replica, on its held-out pairs."""
+    """(history, embeddings by modality and labels) of one replica, on its held-out pairs. What is measured between two modalities
+    has a leading axis of all their pairs where there are more than two."""
     snapshot = _snapshot(experiment, state)
-    x, y = snapshot.x, snapshot.y
+    rows = dict(zip(experiment.encoders, (snapshot.x, snapshot.y, *snapshot.others), strict=True))
     loss = _loss_now(experiment, state["params"], state["step"])
     numbers, similarity = numbers_now(loss, experiment.dtype), getattr(loss, "similarity", None)
     similarity: Any = similarity if similarity in SIMILARITIES else "cosine"
-    measures = dataclasses.asdict(measure_gap(x, y, temperature=numbers.get("temperature"), similarity=similarity))
-    history = measures | dict(loss=loss(x, y, state["held_out"]), gap=gap_vector(x, y)) | numbers
+    temperature = numbers.get("temperature")
+
+    def between(x, y):
+        measures = measure_gap(x, y, temperature=temperature, similarity=similarity)
+        return dataclasses.asdict(measures) | dict(gap=gap_vector(x, y))
+
+    if len(rows) == 2:
+        history = between(*rows.values())
+    else:  # one program for all pairs
+        together = jnp.stack(list(rows.values()))
+        places = jnp.array([[*map(list(rows).index, pair)] for pair in experiment.pairings])
+        history = jax.lax.map(lambda pair: between(*together[pair]), places)
+    history |= dict(loss=_total_loss(experiment, loss, rows, state["held_out"])) | numbers
     for name, metric in metrics:
         if name in history:
             raise ValueError(f"a metric is called {name!r}, like a number of the loss; give it another name")
         with named(f"the metric {name!r}"):
             value = jnp.asarray(metric(snapshot))
             history[name] = value.astype(int) if value.dtype == bool else value  # −1 stands for none
-    return history, x, y, snapshot.labels
+    return history, rows | dict(labels=snapshot.labels)
 
 
 def _snapshot(experiment: Experiment, state) -> Snapshot:
-    x, y = embed(state["params"], experiment, state["held_out"])
-    return Snapshot(x, y, state["held_out"].labels, state["params"], state["step"])
+    x, y, *others = embed(state["params"], experiment, state["held_out"])
+    return Snapshot(x, y, state["held_out"].labels, state["params"], state["step"], tuple(others))
+
+
+def _total_loss(experiment: Experiment, loss, rows: dict[str, jax.Array], batch: Batch):
+    """The losses between modalities, added up."""
+    pairs = experiment.losses_between or experiment.pairings
+    losses = [loss(rows[first], rows[second], batch.between(first, second)) for first, second in pairs]
+    return functools.reduce(jnp.add, losses)
 
 
 def require_metrics(experiment: Experiment, metrics: Metrics) -> None:
@@ -198,57 +225,63 @@ def _loss_and_gradient(params, experiment: Experiment, batch: Batch, step, key):
     def of_parameters(params):
         with jax.named_scope("towers"):
             # The cosine takes rows of any length: to scale them to unit length once is enough.
-            x, y = embed(params, experiment, batch, normalize=not ignores_length(experiment.loss))
+            rows = embed(params, experiment, batch, normalize=not ignores_length(experiment.loss))
         if is_traced(experiment.swap_probability) or experiment.swap_probability > 0:
-            # Its own stream of random numbers: the batch of this step uses fold_in(key, step).
-            own = jax.random.fold_in(jax.random.fold_in(key, step), 1)
-            swapped = local(jax.random.bernoulli(own, experiment.swap_probability, (experiment.batch_size, 1)))
-            x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
+            swapped = local(
+                jax.random.bernoulli(swap_key(key, step), experiment.swap_probability, (experiment.batch_size, 1))
+            )
+            x, y = rows
+            rows = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
         with jax.named_scope("loss"):
             loss = _loss_now(experiment, params, step)
-            return loss(x, y, batch) if shards == 1 else loss.spread(x, y, batch, "batch")
+            if shards > 1:
+                return loss.spread(*rows, batch, "batch")
+            return _total_loss(experiment, loss, dict(zip(experiment.encoders, rows, strict=True)), batch)
 
     value, gradient = jax.value_and_grad(of_parameters)(params)
     return value, gradient if shards == 1 else jax.lax.psum(gradient, "batch")
+
+
+def swap_key(key, step):
+    """The key of a step's swaps. Whatever the batch of this step derives from fold_in(key, step) is another one: JAX's split(key, n)[i]
+    is fold_in(key, i), so one that is folded into the batch's own may be one that a data source draws with."""
+    return jax.random.fold_in(jax.random.fold_in(key, _NEVER_A_STEP), step)
 
 
 def _loss_now(experiment: Experiment, params, step) -> Any:
     return at_step(experiment.loss, params, step, experiment.dtype)
 
 
-def embed(params, experiment: Experiment, batch: Batch, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
-    """Both towers' rows; of unit length if the experiment says so, unless `normalize` is False."""
+def embed(params, experiment: Experiment, batch: Batch, *, normalize: bool = True) -> tuple[jax.Array, ...]:
+    """Rows of all towers; of unit length if the experiment says so, unless `normalize` is False."""
     embeddings = []
-    for (name, encoder), tower in zip(_encoders(experiment), towers_of(experiment, params), strict=True):
+    for (name, encoder), tower in zip(experiment.encoders.items(), towers_of(experiment, params), strict=True):
         rows = tower(_inputs(encoder, batch, name))
         embeddings.append(normalize_rows(rows) if normalize and experiment.normalize else rows)
-    return embeddings[0], embeddings[1]
+    return tuple(embeddings)
 
 
 def towers_of(experiment: Experiment, params) -> list[Any]:
-    """Both towers as modules with these parameters."""
-    graphs = (
-        _graph(encoder, _input_width(experiment, name), experiment.dtype) for name, encoder in _encoders(experiment)
-    )
-    return [nnx.merge(graph, params[name]) for name, graph in zip("xy", graphs, strict=True)]
-
-
-def _encoders(experiment: Experiment):
-    return ("x", experiment.encoder_x), ("y", experiment.encoder_y)
+    """The towers as modules with these parameters."""
+    graph = lambda name, encoder: _graph(encoder, _input_width(experiment, name), experiment.dtype)
+    return [nnx.merge(graph(name, encoder), params[name]) for name, encoder in experiment.encoders.items()]
 
 
 def _inputs(encoder, batch: Batch, name: str):
-    return batch.index if isinstance(encoder, Table) else getattr(batch, name)
+    return batch.index if isinstance(encoder, Table) else batch.rows(name)
 
 
 def _input_width(experiment: Experiment, name: str):
-    encoder = dict(_encoders(experiment))[name]
-    return experiment.num_pairs if isinstance(encoder, Table) else getattr(experiment.data, f"dim_{name}")
+    dims = dict(zip(MODALITIES, dims_of(experiment.data), strict=False))
+    return experiment.num_pairs if isinstance(experiment.encoders[name], Table) else dims[name]
 
 
-def build_towers(experiment: Experiment, keys):
+def build_towers(experiment: Experiment, key):
+    """All towers at a random start; those of x and y do not depend on how many others there are."""
+    others = (jax.random.fold_in(key, number) for number in range(2, len(experiment.encoders)))
+    keys = (*jax.random.split(key), *others)
     towers, widths = [], []
-    for (name, encoder), key in zip(_encoders(experiment), keys, strict=True):
+    for (name, encoder), key in zip(experiment.encoders.items(), keys, strict=True):
         width = _input_width(experiment, name)
         tower = encoder(width, rngs=nnx.Rngs(params=key), dtype=jnp.dtype(experiment.dtype))
         other = jax.tree.leaves(nnx.state(tower, nnx.Not(nnx.Param)))
@@ -261,16 +294,18 @@ def build_towers(experiment: Experiment, keys):
         is_table = isinstance(encoder, Table)
         example = jnp.zeros((1,), int) if is_table else jnp.zeros((1, width), experiment.dtype)
         widths.append(jax.eval_shape(tower, example).shape[-1])
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"encoder_x embeds in {widths[0]} dimensions and encoder_y in {widths[1]}; give both the same embed_dim"
-        )
+    for name, width in zip(experiment.encoders, widths, strict=True):
+        if width != widths[0]:
+            raise ValueError(
+                f"encoder_x embeds in {widths[0]} dimensions and encoder_{name} in {width}; give both the same embed_dim"
+            )
     return towers
 
 
 def trained_params(experiment: Experiment, towers) -> dict[str, Any]:
-    """What is trained: both towers, and the learned numbers of the loss."""
-    params: dict[str, Any] = {name: nnx.state(tower, nnx.Param) for name, tower in zip("xy", towers, strict=True)}
+    """What is trained: the towers, and the learned numbers of the loss."""
+    states = [nnx.state(tower, nnx.Param) for tower in towers]
+    params: dict[str, Any] = dict(zip(experiment.encoders, states, strict=True))
     for path, learned in learned_numbers(experiment.loss).items():
         params[parameter_name(path)] = learned.parameter(jnp.asarray(learned.initial, experiment.dtype))
     return params

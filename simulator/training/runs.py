@@ -8,17 +8,20 @@ compiles nothing again, and `train` is the engine with one replica.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simulator.data import MODALITIES
+from simulator.geometry import GapMeasures
 from simulator.settings import Template, numbers, replaced, split
 from simulator.storage.checkpoints import Checkpoint
 from simulator.storage.identity import describe_config, describe_run, require_identified
@@ -34,12 +37,14 @@ class Run:
 
     Attributes:
       history: xarray.Dataset over `step` with every field of GapMeasures, `loss`, `temperature`, and the
-        vector `gap` [step, embed], all measured on the held-out pairs.
+        vector `gap` [step, embed], all measured on the held-out pairs. With more than two modalities what lies between two of
+        them has one axis more, `between`, of all their pairs: "xy", "xz", "yz".
       params: trained parameters, dict(x=..., y=...) of nnx states (and log_scale for a learned temperature).
       x, y: final embeddings of the held-out pairs [eval_pairs, embed_dim].
       labels: cluster or class of each held-out pair [eval_pairs], −1 where there is none.
       encoder_x, encoder_y: the trained towers, nnx modules that map new observations [n, dim] (a Table: row numbers [n]) to
         rows [n, embed_dim], which are not scaled to unit length.
+      others, encoder_others: final embeddings by a third and further towers, and these towers.
     """
 
     history: Any
@@ -49,11 +54,15 @@ class Run:
     labels: jax.Array
     encoder_x: Any
     encoder_y: Any
+    others: tuple[jax.Array, ...] = ()
+    encoder_others: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         last = self.history.isel(step=-1)
+        names = ", ".join(MODALITIES[: 2 + len(self.others)])
+        gaps = ", ".join(f"{gap:.3g}" for gap in np.atleast_1d(last.gap_norm.values))
         return (
-            f"Run({int(last.step):,} steps; x, y {list(self.x.shape)}; at the end gap norm {float(last.gap_norm):.3g}, loss "
+            f"Run({int(last.step):,} steps; {names} {list(self.x.shape)}; at the end gap norm {gaps}, loss "
             f"{float(last.loss):.3g}; {len(self.history.data_vars)} measures at {self.history.sizes['step']} steps in history)"
         )
 
@@ -104,30 +113,54 @@ def train(
         require_identified(config)
         saved = Checkpoint(Path(checkpoint), config)
         saved.check()  # a folder that cannot be used is refused before anything is computed
-    history, state, x, y, labels, steps = train_replicas(
+    found = train_replicas(
         experiment, {}, key[None], params=params, metrics=metrics, progress=progress, checkpoint=saved
     )
     import xarray as xr
 
-    history = {name: value[0] for name, value in history.items()}
-    axes = {name: axes_of(name, value.ndim) for name, value in history.items()}
-    dataset = xr.Dataset({name: (axes[name], value) for name, value in history.items()}, coords={"step": steps})
-    params, x, y, labels = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (state["params"], x, y, labels))
-    return Run(dataset, params, x, y, labels, *replica.towers_of(experiment, params))
+    history = {name: (axes_of(name, value.ndim - 1), value[0]) for name, value in found.history.items()}
+    coordinates = dict(step=found.steps) | between(len(experiment.encoders))
+    params, rows = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (found.state["params"], found.rows))
+    x, y, *others = (rows[name] for name in experiment.encoders)
+    towers = replica.towers_of(experiment, params)
+    dataset = xr.Dataset(history, coords=coordinates)
+    return Run(dataset, params, x, y, rows["labels"], *towers[:2], tuple(others), tuple(towers[2:]))
 
 
 def axes_of(name: str, ndim: int) -> tuple[str, ...]:
     """Names of the axes of a result of one replica; those of parameters, and of a metric after `step`, are called by its name."""
-    known = dict(gap=("step", "embed"), x=("pair", "embed"), y=("pair", "embed"), labels=("pair",), bad_step=())
+    if name in MODALITIES:
+        return ("pair", "embed")
+    if name.startswith("params."):
+        return tuple(f"{name}_{axis}" for axis in range(ndim))
+    known = dict(labels=("pair",), bad_step=())
     if name in known:
         return known[name]
-    first = () if name.startswith("params.") else ("step",)
-    return (*first, *(f"{name}_{axis}" for axis in range(ndim - len(first))))
+    inner = ("embed",) if name == "gap" else ()
+    if name == "gap" or name in GapMeasures.__dataclass_fields__:
+        return ("step", "between", *inner) if ndim == 2 + len(inner) else ("step", *inner)
+    return ("step", *(f"{name}_{axis}" for axis in range(ndim - 1)))
 
 
 def named_params(params: Any) -> dict[str, Any]:
     """Parameters as in `Run.params` by name, in the order of their leaves: `params.x.hidden.0.kernel`, `params.log_scale`."""
     return {f"params.{path.removesuffix('.value')}": leaf for path, leaf in numbers(params).items()}
+
+
+def between(modalities: int) -> dict[str, list[str]]:
+    """Coordinates of the axis of pairs of modalities; none for two, whose results have no such axis."""
+    pairs = ["".join(pair) for pair in itertools.combinations(MODALITIES[:modalities], 2)]
+    return dict(between=pairs) if modalities > 2 else {}
+
+
+class Replicas(NamedTuple):
+    """What training R replicas leaves: `history` by name [R, step, ...], the final `state`, `rows`: the final embeddings of each
+    modality by its name [R, eval_pairs, d] and `labels` [R, eval_pairs], and the `steps` [step]."""
+
+    history: dict[str, np.ndarray]
+    state: Any
+    rows: dict[str, np.ndarray]
+    steps: np.ndarray
 
 
 def train_replicas(
@@ -142,7 +175,7 @@ def train_replicas(
     replicas_per_block: int | None = None,
     checkpoint: Checkpoint | None = None,
     keep_diverged: bool = False,
-):
+) -> Replicas:
     """Train R replicas that differ in their keys and in the traced fields that `varied` names.
 
     Args:
@@ -159,8 +192,7 @@ def train_replicas(
       keep_diverged: go on where a loss becomes NaN or infinite (`first_bad_step` says at which step), instead of raising.
 
     Returns:
-      history (dict of arrays [R, step, ...]), final state, x and y [R, eval_pairs, d], labels [R, eval_pairs],
-      and the steps [step].
+      Replicas.
     """
     require_precision(experiment)
     require_schedules(experiment)
@@ -200,12 +232,12 @@ def train_replicas(
             elif (bad_step >= 0).all():  # nothing of what follows is a number
                 rows += [rows[-1]] * (len(steps) - len(rows))
                 break
-    _, x, y, labels = evaluate(template, values, state, layout=layout)
+    final = evaluate(template, values, state, layout=layout)[1]
     history = {name: np.stack([row[name] for row in rows], axis=1)[:count] for name in rows[0]}
     # On the host first: slicing an array that lies on several devices would start a collective, and two such
     # programs can deadlock on one machine's devices.
-    state, x, y, labels = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, x, y, labels)))
-    return history, state, x, y, labels, steps
+    state, final = jax.tree.map(lambda leaf: leaf[:count], engine.fetch((state, final)))
+    return Replicas(history, state, final, steps)
 
 
 def require_precision(experiment: Experiment) -> None:
@@ -266,7 +298,7 @@ def lay_out(
 def shapes_of(
     experiment: Experiment, metrics: Metrics = (), *, keep_params: bool = False
 ) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
-    """What a replica leaves (its history over steps, x, y and labels, perhaps its parameters), as name -> (shape, dtype); and
+    """What a replica leaves (its history over steps, final embeddings and labels, perhaps its parameters), as name -> (shape, dtype); and
     the shapes of its parameters."""
     steps = len(evaluation_steps(experiment.steps, experiment.eval_points))
 
@@ -276,7 +308,7 @@ def shapes_of(
 
     params, measured = jax.eval_shape(one, jax.random.key(0))
     results: dict[str, Any] = {name: ((steps, *leaf.shape), leaf.dtype) for name, leaf in measured[0].items()}
-    results |= {name: (leaf.shape, leaf.dtype) for name, leaf in zip(("x", "y", "labels"), measured[1:], strict=True)}
+    results |= {name: (leaf.shape, leaf.dtype) for name, leaf in measured[1].items()}
     if keep_params:
         results |= {name: (leaf.shape, leaf.dtype) for name, leaf in named_params(params).items()}
     # In order of size: how Flax names and sorts parameters changes with its version.
@@ -350,7 +382,7 @@ def initial_params(experiment: Experiment, keys: jax.Array) -> Any:
     for these keys [R]. For a start made by hand (`params` of `train_replicas` and `sweep`)."""
 
     def one(key):
-        towers = replica.build_towers(experiment, jax.random.split(replica.keys_of(key).towers))
+        towers = replica.build_towers(experiment, replica.keys_of(key).towers)
         return replica.trained_params(experiment, towers)
 
     return jax.jit(jax.vmap(one))(keys)

@@ -22,6 +22,7 @@ from simulator.training.checks import as_metrics, require_usable
 from simulator.training.experiment import Experiment, require_schedules
 from simulator.training.runs import (
     axes_of,
+    between,
     calibrate,
     evaluation_steps,
     first_bad_step,
@@ -273,7 +274,7 @@ def _train(
 ):
     """The results of some replicas of a group, by name, [replicas, ...]; NaN from the step at which one diverged."""
     varied = {name: values[rows] for name, values in group.varied.items()}
-    history, state, x, y, labels, steps = train_replicas(
+    history, state, final, steps = train_replicas(
         group.config, varied, group.keys[rows], params=jax.tree.map(lambda leaf: leaf[rows], group.params),
         metrics=group.metrics, progress=progress, describe=lambda replica: group.describe(int(rows[replica])),
         replicas_per_block=replicas_per_block, checkpoint=checkpoint, keep_diverged=keep_diverged,
@@ -282,11 +283,12 @@ def _train(
     bad = (bad_step >= 0)[:, None] & (steps >= bad_step[:, None])
     for values in history.values():
         values[bad] = np.nan if values.dtype.kind in "fc" else -1
-    at_the_end = dict(x=x, y=y) | (named_params(state["params"]) if group.keep_params else {})
+    at_the_end = final | (named_params(state["params"]) if group.keep_params else {})
     for name, values in at_the_end.items():
-        ended = bad[:, -1].reshape(-1, *(1,) * (values.ndim - 1))
-        at_the_end[name] = np.where(ended, np.nan, values).astype(values.dtype)
-    return history | at_the_end | dict(labels=labels, bad_step=bad_step)
+        if name != "labels":
+            ended = bad[:, -1].reshape(-1, *(1,) * (values.ndim - 1))
+            at_the_end[name] = np.where(ended, np.nan, values).astype(values.dtype)
+    return history | at_the_end | dict(bad_step=bad_step)
 
 
 # Replica-steps from which measuring the best block size (some seconds of compiling) pays.
@@ -379,7 +381,7 @@ def _pad(values: np.ndarray | None, shape: tuple[int, ...], dtype, replicas: int
 def _dimensions(config, names: Iterable[str]) -> dict[str, str]:
     """Swept field -> name of its axis. A field may be called like a result (`loss`), which xarray would take for the result's own
     coordinate."""
-    taken = {*names, "seed", "step", "pair", "embed"}
+    taken = {*names, "seed", "step", "pair", "embed", "between"}
     return {path: f"experiment.{path}" if path in taken else path for path in config["over"]}
 
 
@@ -388,7 +390,8 @@ def _coordinates(config, dimensions: dict[str, str]) -> dict[str, Any]:
     over = config["over"]
     fields = {name: [label(value) for value in over[path]] for path, name in dimensions.items()}
     steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
-    return fields | dict(seed=np.arange(config["seeds"]), step=steps)
+    modalities = 2 + len(config["experiment"]["encoder_others"])
+    return fields | dict(seed=np.arange(config["seeds"]), step=steps) | between(modalities)
 
 
 def _label(arrays, attributes, names: Iterable[str]):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simulator.data import MODALITIES
 from simulator.settings import replace_field
 from simulator.storage.identity import describe_config, label
 from simulator.storage.results import differences
@@ -17,10 +18,10 @@ from simulator.training import replica
 from simulator.training.experiment import Experiment
 from simulator.training.runs import named_params, require_precision
 
-FIELDS = ("data", "encoder_x", "encoder_y", "dtype")  # what towers are made of, but for their parameters
+FIELDS = ("data", "encoder_x", "encoder_y", "encoder_others", "dtype")  # what towers are made of, but for their parameters
 
 
-def towers(experiment: Experiment, data: Any) -> tuple[Any, Any]:
+def towers(experiment: Experiment, data: Any) -> tuple[Any, ...]:
     """The trained towers of one replica of a sweep, from the parameters that `sweep(..., keep_params=True)` kept.
 
     Args:
@@ -29,7 +30,7 @@ def towers(experiment: Experiment, data: Any) -> tuple[Any, Any]:
       data: the replica: what `sweep` or `load_sweep` returned, after `sel` or `isel` of every swept field and of the seed.
 
     Returns:
-      (encoder_x, encoder_y), as in `Run`: nnx modules that map new observations [n, dim] (a Table: row numbers [n]) to rows [n, embed_dim],
+      (encoder_x, encoder_y, *encoder_others), as in `Run`: nnx modules that map new observations [n, dim] (a Table: row numbers [n]) to rows [n, embed_dim],
       which are not scaled to unit length.
 
     Raises:
@@ -49,7 +50,8 @@ def towers(experiment: Experiment, data: Any) -> tuple[Any, Any]:
         raise ValueError(
             "these data do not say which sweep made them; give what `sweep` returned, after sel or isel alone"
         )
-    kept = [name for name in data.data_vars if str(name).startswith(("params.x.", "params.y."))]
+    prefixes = tuple(f"params.{name}." for name in MODALITIES)
+    kept = [name for name in data.data_vars if str(name).startswith(prefixes)]
     if not kept:
         raise ValueError("these data hold no parameters of towers; call sweep(..., keep_params=True)")
     axes = {path: path if path in data.coords else f"experiment.{path}" for path in config["over"]}
@@ -65,9 +67,9 @@ def towers(experiment: Experiment, data: Any) -> tuple[Any, Any]:
     require_precision(experiment)
     if "bad_step" in data and data.bad_step.item() >= 0:
         raise ValueError(f"this replica diverged at step {data.bad_step.item()}; choose another one")
-    build = lambda key: replica.build_towers(experiment, jax.random.split(key))
+    build = lambda key: replica.build_towers(experiment, key)
     trained = jax.eval_shape(lambda key: replica.trained_params(experiment, build(key)), jax.random.key(0))
-    like = {name: trained[name] for name in "xy"}
+    like = {name: trained[name] for name in experiment.encoders}
     wanted = named_params(like)
     others = [name for name in kept if name not in wanted and np.isfinite(data[name].values).any()]
     if missing := sorted(wanted.keys() - set(kept)) or others:
@@ -76,8 +78,7 @@ def towers(experiment: Experiment, data: Any) -> tuple[Any, Any]:
             f"Flax may have changed its names: use the versions that trained them ({data.attrs.get('versions')})"
         )
     leaves = [jnp.asarray(_cut(name, data[name].values, leaf.shape)) for name, leaf in wanted.items()]
-    encoder_x, encoder_y = replica.towers_of(experiment, jax.tree.unflatten(jax.tree.structure(like), leaves))
-    return encoder_x, encoder_y
+    return tuple(replica.towers_of(experiment, jax.tree.unflatten(jax.tree.structure(like), leaves)))
 
 
 def _of_replica(experiment: Experiment, config: dict[str, Any], point: dict[str, Any]) -> Experiment:
@@ -90,8 +91,9 @@ def _of_replica(experiment: Experiment, config: dict[str, Any], point: dict[str,
         *outer, last = path.split(".")
         inner, current = made, experiment
         for name in outer:
-            inner, current = inner[name], getattr(current, name)
-        inner[last] = value
+            place = int(name) if isinstance(inner, list) else name  # of encoder_others
+            inner, current = inner[place], current[place] if isinstance(current, tuple) else getattr(current, name)
+        inner[int(last) if isinstance(inner, list) else last] = value
         if isinstance(value, (int, float)) or (isinstance(value, str) and isinstance(getattr(current, last), str)):
             experiment = replace_field(experiment, path, value)
     here = describe_config(experiment)
