@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,13 @@ from simulator.training import replica
 from simulator.training.experiment import Experiment
 from simulator.training.runs import named_params, require_precision
 
-FIELDS = ("data", "encoder_x", "encoder_y", "encoder_others", "dtype")  # what towers are made of, but for their parameters
+FIELDS = (
+    "data",
+    "encoder_x",
+    "encoder_y",
+    "encoder_others",
+    "dtype",
+)  # what towers are made of, but for their parameters
 
 
 def towers(experiment: Experiment, data: Any) -> tuple[Any, ...]:
@@ -89,7 +95,7 @@ def _of_replica(experiment: Experiment, config: dict[str, Any], point: dict[str,
             continue
         value = next(v for v in config["over"][path] if label(v) == at or str(label(v)) == str(at))
         *outer, last = path.split(".")
-        inner, current = made, experiment
+        inner, current = made, cast(Any, experiment)
         for name in outer:
             place = int(name) if isinstance(inner, list) else name  # of encoder_others
             inner, current = inner[place], current[place] if isinstance(current, tuple) else getattr(current, name)
