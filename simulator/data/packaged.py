@@ -76,7 +76,9 @@ class MultipleFeatures:
         for side in "xy":
             require_one_of(f"MultipleFeatures.{side}_view", getattr(self, f"{side}_view"), get_args(View))
         if not isinstance(self.other_views, tuple):
-            raise ValueError(f"MultipleFeatures.other_views is {self.other_views!r}; it must be a tuple, like ('zernike',)")
+            raise ValueError(
+                f"MultipleFeatures.other_views is {self.other_views!r}; it must be a tuple, like ('zernike',)"
+            )
         for view in self.other_views:
             require_one_of("MultipleFeatures.other_views", view, get_args(View))
         require_dims("MultipleFeatures.other_views", self.dim_others)
