@@ -59,7 +59,7 @@ def create(path, **changes):
     """An empty store of 6 replicas."""
     arguments = dict(
         shape=(3, 2), cut=(1, 2), arrays=dict(loss=((4,), "float32", ("step",))), dims=("rate", "seed"),
-        coordinates=dict(rate=[1.0, 2.0, 3.0]), attributes=dict(config='{"a": 1}'), choose_block=lambda: 2,
+        coordinates=dict(rate=("rate", [1.0, 2.0, 3.0])), attributes=dict(config='{"a": 1}'), choose_block=lambda: 2,
     )  # fmt: skip
     return sweeps.open_store(path, dict(a=1), **arguments | changes)
 
@@ -157,6 +157,8 @@ def test_xarray_opens_a_store_labelled_and_lazy(tmp_path, experiment):
         opened = xr.open_zarr(tmp_path / "s" / sweeps.RESULTS, chunks=None)
     assert not any(value.variable._in_memory for value in opened.data_vars.values())
     assert opened.drop_attrs().identical(stored.drop_attrs())
+    assert opened.attrs.keys() - stored.attrs.keys() == {"sweep"}
+    np.testing.assert_array_equal(opened.start_angle, [0.5, 1.0])
     some = sim.load_sweep(tmp_path / "s", ["loss", "bad_step"])
     assert some.identical(stored[["loss", "bad_step"]])
     shutil.rmtree(tmp_path / "s" / sweeps.RESULTS / "x" / "c")
@@ -164,6 +166,28 @@ def test_xarray_opens_a_store_labelled_and_lazy(tmp_path, experiment):
     for names, says in ((["x"], "no longer hold"), (["los"], "holds no los; it holds .*loss")):
         with pytest.raises(ValueError, match=says):
             sim.load_sweep(tmp_path / "s", names)
+
+
+def test_a_swept_field_is_reached_as_an_attribute(tmp_path, experiment):
+    """By the name with underscores where nothing else has it; the dotted name stays the dimension's, also without the other."""
+    import zarr
+
+    over = {"loss.temperature": [0.05, 0.1], "data.noise": [0.0, 0.1], "start.angle": [1.0]}
+    arguments = dict(over=over, seeds=1, key=jax.random.key(0), metrics={"data_noise": lambda s: s.step})
+    data = sweep(experiment, store=tmp_path / "s", **arguments)
+    assert data.loss_temperature.dims == ("loss.temperature",)
+    assert data.loss_temperature.values.tolist() == over["loss.temperature"]
+    assert data.data_noise.dims == (*over, "seed", "step")  # the metric
+    one = data.gap_norm.sel({"loss.temperature": 0.1})
+    assert one.equals(data.swap_dims({"loss.temperature": "loss_temperature"}).gap_norm.sel(loss_temperature=0.1))
+    assert one.equals(data.gap_norm.where(data.loss_temperature == 0.1, drop=True).squeeze("loss.temperature"))
+    assert data.stack(run=["loss.temperature", "seed"]).sizes["run"] == 2
+    group = zarr.open_group(tmp_path / "s" / sweeps.RESULTS)  # a store of before these names
+    for name in group.attrs["coordinates"].split():
+        shutil.rmtree(tmp_path / "s" / sweeps.RESULTS / name)
+    group.attrs.put({name: value for name, value in group.attrs.asdict().items() if name != "coordinates"})
+    assert sim.load_sweep(tmp_path / "s").identical(data)
+    assert sweep(experiment, store=tmp_path / "s", **arguments).identical(data)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def mean_loss(sample, num_pairs: int, temperature: float, draws: int, seed) -> t
 def measure(config: Config, *, progress: bool = False):
     """Mean losses of optimal pairs over [optimum, size] and of flawed ones over [flaw] at the largest size."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     values = {}
     with jax.enable_x64(True):

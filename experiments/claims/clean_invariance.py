@@ -74,7 +74,8 @@ QUICK = Config(data="synthetic", num_draws=10, steps=300, trained_classes=20, em
 def measure(config: Config, *, progress: bool = False):
     """Changed decisions over (gallery, noise, α), cosine flips, and the flips of the bound."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     galleries = dict(random=random_classes(config.num_classes, config.dimensions, config.num_queries, config.seed)[:2])
     trained = core_galleries(

@@ -88,7 +88,8 @@ def measure(config: Config, *, progress: bool = False):
     """Measures over (encoder, shape, angle, seed, step), on pairs that were not trained; free embeddings have none, and
     are measured on their own. Amplitudes of the early law over (shape, mode, time)."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     kept = [
         "defect_ratio_x",

@@ -75,7 +75,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Everything on every gallery."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     galleries = {}
     if config.towers:

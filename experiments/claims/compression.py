@@ -71,7 +71,8 @@ QUICK = Config(gap_norms=(0.3, 1.2), temperatures=(0.05, 0.8), angles=(0.6, 2.4)
 def measure(config: Config, *, progress: bool = False):
     """Errors of the gradient, fitted rates of the four modes with their near misses, and errors next to the threshold."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     parts = (
         ("", "case", config.gap_norms, config.temperatures, config.near_gap, flows.mode_rates_euclidean,

@@ -101,7 +101,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Cosines by layer, the published experiment repeated, stationary cosines and shares, each with its prediction."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     values = {}
     parts = (_by_layer, _as_published, _stationary, _shares)

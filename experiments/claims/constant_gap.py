@@ -115,7 +115,8 @@ def descend(x, y, log_scale, step, growth, rate, *, steps: int, block: int):
 def measure(config: Config, *, progress: bool = False):
     """Loss, scale, gap in the constant block and relative spread of its rows over (setting, seed, step)."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     n = config.num_pairs
     settings = (

@@ -84,7 +84,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Boundaries, maps and the defect ratio for free embeddings; boundaries of towers from two kinds of start."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     values, parts = {}, (_boundaries, _maps, _defect_ratios, _networks, random_boundaries)
     with jax.enable_x64(True):

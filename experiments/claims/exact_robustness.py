@@ -153,7 +153,8 @@ def draw_distances(distances, degrees: int, sigma: float, num_draws: int, seed: 
 def measure(config: Config, *, progress: bool = False):
     """Measured and exact probabilities per point with their near misses, the references, and the two-class errors."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     points = [(case, sigma) for case in config.cases for sigma in case[-1]]
     found = []

@@ -112,7 +112,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Every noise model on every kind of gallery, as means and standard errors over seeds."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     with jax.enable_x64(True):
         kinds, by_kind = trained_galleries(config), []

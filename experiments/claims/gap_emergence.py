@@ -79,7 +79,12 @@ def measure(config: Config, *, progress: bool = False):
             progress=progress,
         ).rename({"loss.temperature": "temperature", "start.angle": "angle", "temperature": "temperature_at_step"})
         robustness = _final_robustness(result, config)
-        parts.append(xr.merge([result.drop_vars(["x", "y", "labels"]), robustness], combine_attrs="override"))
+        parts.append(
+            xr.merge(
+                [result.drop_vars(["x", "y", "labels", "loss_temperature", "start_angle"]), robustness],
+                combine_attrs="override",
+            )
+        )
     return xr.concat(parts, dim=xr.DataArray(names, dims="data", name="data"), combine_attrs="override")
 
 

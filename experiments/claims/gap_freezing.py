@@ -71,7 +71,8 @@ QUICK = Config(cases=3, temperatures=(0.05, 0.1, 0.5), seeds=8, flow_points=17)
 def measure(config: Config, *, progress: bool = False):
     """Exact formulas on random rows, the loss against the gap, the balance along a run, and flows of the gap."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     parts, variables = (_formulas, _flatness, _balance, _frozen, _simplices, _cones), {}
     coords = dict(side=list(SIDES), temperature=list(config.temperatures), time=_times(config))

@@ -198,7 +198,8 @@ def equivalent_rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def measure(config: Config, *, progress: bool = False):
     """γ and s in time, [seed, parametrisation, rate, time], for a shared scalar, equivalent rows and random rows."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     seeds = range(config.seed, config.seed + config.seeds)
     grid = [(s, w, r) for s in seeds for w in range(len(NAMES)) for r in config.rates]

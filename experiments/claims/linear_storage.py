@@ -97,7 +97,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Decisions, factors, robustness and rounding on every gallery."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     galleries = {"two spectra": two_spectra(*config.spectra, 300, config.seed)}
     galleries["isotropic"] = random_classes(*config.isotropic, 300, config.seed)

@@ -113,7 +113,8 @@ def geometry(index: int, config: Config) -> tuple[np.ndarray, np.ndarray, np.nda
 def measure(config: Config, *, progress: bool = False):
     """Losses on lifted circles, the published landscape, and latitudes of least loss of every geometry."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     values = {}
     with jax.enable_x64(True):

@@ -73,7 +73,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Fall of the gap to the first minimum of v over (correlation, r, ε, seed) with its predictions; rise after it."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     tau = config.temperature
     grid = (config.correlations, config.ratios, config.scales)

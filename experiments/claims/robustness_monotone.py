@@ -70,7 +70,8 @@ QUICK = Config(
 def measure(config: Config, *, progress: bool = False):
     """Measured robustness over (gallery, σ, α), exact over (gallery, tower, σ, α), accuracies and changed decisions."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     galleries = trained_galleries(config)
     exact_alphas = sorted({*config.exact_alphas, *config.alphas})

@@ -145,7 +145,8 @@ def _differences(config: Config):
 def _search(config: Config, progress: bool):
     """Largest rise of P_j under a common h over random galleries, by (rank of j, K, d)."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     rng = np.random.default_rng([config.seed, 1])
     rises = np.full((len(RANKS), len(SIZES), 1024), -np.inf)

@@ -80,7 +80,8 @@ QUICK = Config(towers=False, alphas=(0.0, 1.0, 2.0), num_queries=20, num_draws=8
 def measure(config: Config, *, progress: bool = False):
     """Robustness for every gallery, scoring, side and α; decisions changed; the limit of a far gallery."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     galleries = {}
     if config.towers:

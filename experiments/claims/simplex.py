@@ -162,7 +162,8 @@ def smallest(start, **settings) -> tuple[float, float]:
 def measure(config: Config, *, progress: bool = False):
     """Smallest losses without a gap, with a parallel gap, with only its norm held; gaps of free optima."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     values = {}
     with jax.enable_x64(True):

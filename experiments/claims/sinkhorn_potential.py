@@ -135,7 +135,8 @@ def stationary_points(start, pairing, gaps, temperature: float, ridge: float) ->
 def measure(config: Config, *, progress: bool = False):
     """Residuals and their predictions, and how far the couplings are from the predicted one, over (seed, G)."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     gaps, temperature, n = np.array(config.gaps, float), config.temperature, config.num_pairs
     shape = (config.seeds, len(gaps))

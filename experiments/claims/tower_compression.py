@@ -100,7 +100,8 @@ def settings(config: Config) -> dict[tuple[str, float], Setting]:
 def measure(config: Config, *, progress: bool = False):
     """Discrepancies by factor; mixing of outputs; longer training."""
     import xarray as xr
-    from tqdm import tqdm
+
+    from simulator.progress import tqdm
 
     found, parts = {}, (_factors, _mixing, _histories)
     with jax.enable_x64(True):

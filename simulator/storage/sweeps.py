@@ -103,7 +103,7 @@ def open_store(
     cut: tuple[int, ...],
     arrays: Mapping[str, tuple[tuple[int, ...], Any, tuple[str, ...]]],
     dims: tuple[str, ...],
-    coordinates: Mapping[str, Any],
+    coordinates: Mapping[str, tuple[str, Any]],
     attributes: Mapping[str, str],
     choose_block: Callable[[], int],
 ) -> SweepStore:
@@ -115,7 +115,7 @@ def open_store(
       shape, cut: of the grid and of a chunk of it, one number per axis.
       arrays: name -> (shape of one replica, dtype, names of its axes).
       dims: names of the axes of the grid.
-      coordinates: name of an axis -> its values.
+      coordinates: name -> (the axis that it lies along, its values).
       attributes: provenance, kept as it was when the store was made; `config` among them is the configuration as JSON text.
       choose_block: () -> replicas per block, asked for a new store only.
 
@@ -193,11 +193,14 @@ def _create(path, made, arrays, dims, coordinates, attributes):
                 fill_value=np.nan if np.dtype(dtype).kind == "f" else -1,
                 dimension_names=(*dims, *axes),
             )
-        for name, values in coordinates.items():
+        for name, (axis, values) in coordinates.items():
             values = np.asarray(values)
             kind = str if values.dtype.kind == "U" else values.dtype
-            group.create_array(name, shape=values.shape, dtype=kind, dimension_names=(name,))[...] = values
-        group.attrs.update(dict(attributes) | dict(sweep=made))
+            group.create_array(name, shape=values.shape, dtype=kind, dimension_names=(axis,))[...] = values
+        beside = " ".join(
+            name for name, (axis, _) in coordinates.items() if name != axis
+        )  # for xarray, by CF's convention
+        group.attrs.update(dict(attributes) | dict(sweep=made) | (dict(coordinates=beside) if beside else {}))
         with warnings.catch_warnings():  # zarr says that others than xarray may not know how to read all at once
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(group.store)
@@ -292,7 +295,11 @@ def read_store(path: Path, variables: Iterable[str] | None = None):
             "sweep again, which trains them again and keeps the others"
         )
     arrays = {name: np.asarray(group[name][...]) for name in names}
-    return arrays, {name: value for name, value in group.attrs.items() if name != "sweep"}, list(store.inner)
+    return (
+        arrays,
+        {name: value for name, value in group.attrs.items() if name not in ("sweep", "coordinates")},
+        list(store.inner),
+    )
 
 
 def _checksums(store: SweepStore, chunk: Chunk, names: Iterable[str]) -> dict[str, int]:

@@ -213,7 +213,7 @@ def train_replicas(
         at, leaves, columns = saved
         state = _typed(state, leaves)
         rows = [dict(zip(sorted(rows[0]), values, strict=True)) for values in zip(*columns, strict=True)]
-    from tqdm import tqdm
+    from simulator.progress import tqdm
 
     bar = tqdm(total=experiment.steps, initial=at, disable=not progress, unit="step", desc=f"training {count} replicas")
     with bar:

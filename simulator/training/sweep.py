@@ -68,11 +68,11 @@ def sweep(
       progress: show a progress bar.
 
     Returns:
-      xarray.Dataset with one dimension per swept field (named by its dotted path; "experiment.loss" for one that is called
-      like a result), `seed`, and `step`: the history
-      as in `Run.history`, the final embeddings `x`, `y` [..., seed, pair, embed] and `labels`, and `bad_step`, the step at
-      which a replica diverged (−1: it did not); its attributes
-      hold config, versions, commit and precision. With keep_params, `params.x.hidden.0.kernel` [..., seed, *its own axes] and so on,
+      xarray.Dataset with one dimension per swept field, `seed`, and `step`. A field's dimension has its dotted path as its name
+      ("experiment.loss" for one that is called like a result), and its values stand beside it with underscores, as
+      `data.loss_temperature`, unless that name is taken. The variables are the history [..., seed, step] as in `Run.history`, the
+      final embeddings `x`, `y` [..., seed, pair, embed] and `labels` [..., seed, pair], and `bad_step` [..., seed], the step at
+      which a replica diverged (−1: it did not); the attributes hold config, versions, commit and precision. With keep_params, `params.x.hidden.0.kernel` [..., seed, *its own axes] and so on,
       by the names that Flax gives, and `params.log_scale` [..., seed] and so on for learned numbers. Where a swept field
       changes a size, shorter rows are padded with NaN. What is of whole numbers (a metric, say) has −1 in place of NaN: where it
       is padded, and from the `bad_step` of a replica on.
@@ -87,8 +87,16 @@ def sweep(
     Example:
       >>> experiment = sim.Experiment(steps=20, batch_size=16, eval_pairs=32, eval_points=3)
       >>> over = {"loss.temperature": [0.01, 0.1], "start.angle": [0.0, 1.5]}
-      >>> dict(sim.sweep(experiment, over=over, seeds=2, key=jax.random.key(0)).gap_norm.sizes)
+      >>> data = sim.sweep(experiment, over=over, seeds=2, key=jax.random.key(0))
+      >>> dict(data.gap_norm.sizes)
       {'loss.temperature': 2, 'start.angle': 2, 'seed': 2, 'step': 3}
+
+      Points are chosen by the dimension's name, or by keyword once the other name is made the dimension:
+
+      >>> data.loss_temperature.values.tolist(), data.sel({"loss.temperature": 0.1, "seed": 0}).gap_norm.dims
+      ([0.01, 0.1], ('start.angle', 'step'))
+      >>> data.swap_dims({"loss.temperature": "loss_temperature"}).sel(loss_temperature=0.1, seed=0).gap_norm.dims
+      ('start.angle', 'step')
     """
     if store is None:
         groups, arrays, config = _prepare(experiment, over, seeds, key, params, metrics, keep_params)
@@ -124,13 +132,13 @@ def fill_store(
     dimensions = _dimensions(config, arrays)
     shape = (*map(len, config["over"].values()), seeds)
     cut = _cut(shape, [path in groups[0].where for path in config["over"]])
-    coordinates = _coordinates(config, dimensions)
+    coordinates = _coordinates(config, dimensions, arrays)
     # What is of several types is kept as text.
     plain = lambda values: values if np.asarray(values).dtype.kind in "biuf" else [str(v) for v in values]
     chunks = sweeps.open_store(
         Path(store), config, shape=shape, cut=cut,
         arrays={name: (*found, axes_of(name, len(found[0]))) for name, found in arrays.items()}, dims=(*dimensions.values(), "seed"),
-        coordinates={name: plain(values) for name, values in coordinates.items()},
+        coordinates={name: (axis, plain(values)) for name, (axis, values) in coordinates.items()},
         attributes=_attributes(config), choose_block=lambda: _choose_block(groups),
     )  # fmt: skip
     _train_chunks(groups, chunks, arrays, config, progress)
@@ -317,7 +325,7 @@ def _train_chunks(groups: list[_Group], store: sweeps.SweepStore, arrays, config
     """Train what is not done, sharing the work with other processes on the same store. As many chunks of a group are trained
     together as fill a block on every device of this process. What they lack of that repeats the last replica, so that one
     program serves all, and always for as many devices (XLA optimises it for a single one differently)."""
-    from tqdm import tqdm
+    from simulator.progress import tqdm
 
     at_once = store.replicas_per_block * (jax.device_count() if groups[0].size > store.replicas_per_block else 1)
     at_once = max(at_once, int(np.prod(store.cut)))
@@ -385,13 +393,19 @@ def _dimensions(config, names: Iterable[str]) -> dict[str, str]:
     return {path: f"experiment.{path}" if path in taken else path for path in config["over"]}
 
 
-def _coordinates(config, dimensions: dict[str, str]) -> dict[str, Any]:
-    """Name of an axis -> its values; what is no number or text is given as JSON."""
+def _coordinates(config, dimensions: dict[str, str], names: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """Name of a coordinate -> (its axis, its values): that of every axis, and of a dotted one also with underscores, which attribute
+    access reaches, unless that is taken. What is no number or text is given as JSON."""
     over = config["over"]
-    fields = {name: [label(value) for value in over[path]] for path, name in dimensions.items()}
+    fields = {axis: (axis, [label(value) for value in over[path]]) for path, axis in dimensions.items()}
     steps = evaluation_steps(config["experiment"]["steps"], config["experiment"]["eval_points"])
-    modalities = 2 + len(config["experiment"]["encoder_others"])
-    return fields | dict(seed=np.arange(config["seeds"]), step=steps) | between(modalities)
+    modalities = 2 + len(config["experiment"].get("encoder_others", []))  # a store of before there were more has none
+    own = dict(seed=np.arange(config["seeds"]), step=steps) | between(modalities)
+    known = fields | {axis: (axis, values) for axis, values in own.items()}
+    for axis in fields:
+        if (name := axis.replace(".", "_")) not in {*names, *known, "pair", "embed"}:
+            known[name] = fields[axis]
+    return known
 
 
 def _label(arrays, attributes, names: Iterable[str]):
@@ -402,4 +416,4 @@ def _label(arrays, attributes, names: Iterable[str]):
     dimensions = _dimensions(config, names)
     outer = (*dimensions.values(), "seed")
     variables = {name: ((*outer, *axes_of(name, np.ndim(value) - len(outer))), value) for name, value in arrays.items()}
-    return xr.Dataset(variables, coords=_coordinates(config, dimensions), attrs=attributes)
+    return xr.Dataset(variables, coords=_coordinates(config, dimensions, names), attrs=attributes)

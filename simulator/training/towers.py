@@ -65,7 +65,7 @@ def towers(experiment: Experiment, data: Any) -> tuple[Any, ...]:
         raise ValueError(
             f"these data have lost the coordinate {lost[0]}; choose the replica by sel or isel without drop=True"
         )
-    if several := [name for name in (*axes.values(), "seed") if name in data.dims]:
+    if several := [name for name in (*axes.values(), "seed") if name in data.coords and data[name].ndim]:
         raise ValueError(
             f"these data hold several replicas; choose one of {', '.join(several)}: data.isel({{{several[0]!r}: 0, ...}})"
         )
