@@ -65,7 +65,7 @@ def test_held_out_pairs_are_not_trained_on(key, name):
     rows = np.hstack(views or packaged.load_words()[:2])
     source = getattr(sim, name)(num_pairs=1024)
     world = source.draw_world(key=key, dtype=rows.dtype)
-    ordered = np.hstack([world["x"], world["y"]])
+    ordered = np.hstack(world["modalities"])
     for one, other in zip(*(np.unique(part, axis=0, return_counts=True) for part in (rows, ordered)), strict=True):
         np.testing.assert_array_equal(one, other)
     repeated = dict(MultipleFeatures=6, SpelledWords=0)[name]  # as the docstring says
@@ -144,7 +144,7 @@ def test_words_are_spelled_and_sounded_as_in_the_dictionary(key):
     data = sim.SpelledWords()
     for text, said in known.items():
         (row,) = np.flatnonzero((letters == word(text)).all(axis=1))
-        world = dict(x=letters[[row]], y=sounds[[row]], labels=first[[row]])
+        world = dict(modalities=(letters[[row]], sounds[[row]]), labels=first[[row]])
         batch = data.draw_pairs(jax.tree.map(jnp.asarray, world), 1, key=key)
         assert read_back(batch.x[0], batch.y[0]) == (text, said)
         assert packaged.SOUNDS[int(batch.labels[0])] == said.split()[0]
@@ -171,7 +171,7 @@ def test_a_file_names_it(tmp_path, name):
     path.write_text(f"steps = 9\n[data]\ntype = '{name}'\nnum_pairs = 300\n")
     data = read_sweep(path)["experiment"].data
     assert data == getattr(sim, name)(num_pairs=300)
-    fields = dict(x_view="pixels", y_view="profiles") if name == "MultipleFeatures" else {}
+    fields = dict(x_view="pixels", y_view="profiles", other_views=[]) if name == "MultipleFeatures" else {}
     assert describe_config(data) == dict(type=name, num_pairs=300) | fields
 
 
