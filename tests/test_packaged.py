@@ -178,7 +178,7 @@ def test_a_file_names_it(tmp_path, name):
 @needs("SpelledWords")
 def test_words_are_trained_on(key):
     """The rows are made where they are drawn: inside the compiled program."""
-    tower = sim.MLP(8, embed_dim=4)
+    tower = sim.Linear(embed_dim=4)
     experiment = sim.Experiment(
         data=sim.SpelledWords(64), encoder_x=tower, encoder_y=tower, loss=sim.InfoNCE(0.5), batch_size=32, steps=60,
         eval_pairs=32, eval_points=2, learning_rate=0.01,
