@@ -96,6 +96,29 @@ def replaced(part: Any, **changes: Any) -> Any:
     return _made(type(part), ((f.name, changes.get(f.name, getattr(part, f.name))) for f in dataclasses.fields(part)))
 
 
+def shortened(part: Any) -> str:
+    """A dataclass as the call that makes it, without the fields that are at their defaults; functions by their names, arrays by
+    their shapes, anything else by its repr."""
+    if isinstance(part, (np.ndarray, jax.Array)) and part.ndim:
+        return f"<{part.dtype} {list(part.shape)}>"
+    if isinstance(part, (types.FunctionType, types.BuiltinFunctionType)) and part.__name__ != "<lambda>":
+        return part.__qualname__
+    if isinstance(part, tuple) and type(part) is tuple:
+        return f"({', '.join(map(shortened, part))}{',' * (len(part) == 1)})"
+    if isinstance(part, type) or not dataclasses.is_dataclass(part):
+        return repr(part)
+    fields = {f.name: f.default for f in dataclasses.fields(part) if f.init and f.repr}
+    given = ((name, getattr(part, name), default) for name, default in fields.items())
+    shown = [f"{name}={shortened(value)}" for name, value, default in given if not _is_same(value, default)]
+    return f"{type(part).__name__}({', '.join(shown)})"
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    if value is default or isinstance(value, (np.ndarray, jax.Array)):
+        return value is default
+    return type(value) is type(default) and value == default
+
+
 def static_values(part: Any, path: str = "") -> Iterable[tuple[str, Any]]:
     """(dotted path, value) of what is static in a registered object and in the registered ones that it holds; of any other object,
     itself."""

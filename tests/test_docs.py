@@ -141,6 +141,16 @@ def test_real_pairs_run_in_at_most_twelve_lines(typed):
 
 
 @pytest.mark.slow
+def test_a_stored_sweep_is_plotted_in_at_most_twenty_lines(typed):
+    folder, run = typed
+    page = (DOCS / "howto" / "sweep.md").read_text()
+    code, towers = re.findall(r"^```python\n(.*?)^```", page[page.index("\n## A stored sweep") :], re.M | re.S)
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 20
+    run("-c", code.replace("steps=1000", "steps=20") + towers.replace("seeds=8", "seeds=1"))
+    assert (folder / "band.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.stem for p in (DOCS / "notebooks").glob("*.md") if p.stem != "index"))
 def test_notebooks_run(typed, name):
     _, run = typed

@@ -141,3 +141,19 @@ def test_losses_by_their_type_and_classes_of_ones_own(tmp_path):
 def test_bad_types(tmp_path, text, words):
     with pytest.raises(ValueError, match=words):
         read(tmp_path, text)
+
+
+def test_an_experiment_is_shown_by_what_differs_from_its_defaults():
+    """As the call that makes it, where names are imported; what is left out is what the call gives."""
+    assert repr(sim.Experiment()) == "Experiment()"
+    changed = sim.Experiment(
+        data=sim.LatentPairs(None, noise=0.1), encoder_x=sim.MLP(64), loss=sim.InfoNCE(sim.Learned(0.1)), start=None,
+        optimizer=optax.sgd, steps=10,
+    )  # fmt: skip
+    assert repr(changed) == (
+        "Experiment(data=LatentPairs(num_pairs=None, noise=0.1), encoder_x=MLP(width=64), start=None, "
+        "loss=InfoNCE(temperature=Learned(initial=0.1)), optimizer=sgd, steps=10)"
+    )
+    assert eval(repr(changed), vars(sim) | dict(sgd=optax.sgd)) == changed
+    rows = np.zeros((300, 4))
+    assert "x=<float64 [300, 4]>" in repr(sim.Experiment(data=sim.Pairs(rows, rows), eval_pairs=20))

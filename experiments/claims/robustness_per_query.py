@@ -251,6 +251,11 @@ def mixed_queries(sigma: float):
         return share * (other[1] - other[0]) + (1 - share) * (own[1] - own[0])
 
     best = minimize(change, [1.0, 0.4], method="Nelder-Mead", options=dict(xatol=1e-6, fatol=1e-9))
+    if best.fun > -1e-6:
+        raise ValueError(
+            f"sigma is {sigma}: under that much noise no such queries make the average fall (by {-best.fun:.0e} at most), and "
+            "there is nothing to judge; give a smaller sigma, such as 0.1"
+        )
     other, own = queries(*best.x)
     return gallery, np.tile(other, (PER_CLASS, 1)), own, -best.fun
 

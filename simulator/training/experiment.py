@@ -17,7 +17,7 @@ import optax
 from simulator.data import MODALITIES, DataSource, LatentPairs, dims_of, require_dims
 from simulator.encoders import MLP, Cones, Linear, Table
 from simulator.losses import InfoNCE, Loss, learned_numbers, parameter_name, scheduled_numbers
-from simulator.settings import is_own_form, register, replace_field, require_own_class, static_values
+from simulator.settings import is_own_form, register, replace_field, require_own_class, shortened, static_values
 from simulator.validation import (
     is_traced,
     require_boolean,
@@ -73,6 +73,10 @@ class Experiment:
     normalize: bool = True
     batch_shards: int = 1
     dtype: Literal["float32", "float64"] = "float32"
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, of its parts too."""
+        return shortened(self)
 
     def __post_init__(self):
         _require_source(self.data)
