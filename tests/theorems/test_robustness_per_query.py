@@ -198,6 +198,7 @@ def test_bad_dimensions_are_refused():
         theory.win_slopes([[1.0, 2.0]], 0)
 
 
+@pytest.mark.slow
 def test_noise_under_which_no_average_falls_is_named():
     with pytest.raises(ValueError, match=r"^sigma is 0.2: .*such as 0.1$"):
         mixed_queries(0.2)
