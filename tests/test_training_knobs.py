@@ -77,7 +77,7 @@ def test_swapped_step_by_hand(key):
         return [-0.5 * g for g in jax.grad(loss, argnums=(0, 1))(x, y)]
 
     step_key = replica.keys_of(key).steps
-    swapped = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(step_key, 0), 1), 0.5, (64, 1))
+    swapped = jax.random.bernoulli(replica.swap_key(step_key, 0), 0.5, (64, 1))
     assert 15 < int(swapped.sum()) < 49
     for moved, start, change, unswapped in zip((moved_x, moved_y), (x, y), step(swapped), step(False), strict=True):
         np.testing.assert_allclose(moved - start, change, atol=1e-12)
