@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from simulator.losses import SIMILARITIES, Similarity, similarity_matrix
 from simulator.numerics.units import Problem, in_own_units, require_bias
+from simulator.tracing import named, require_one_program
 from simulator.validation import (
     require_integer,
     require_labels,
@@ -26,6 +28,7 @@ from simulator.validation import (
 
 Target = Literal["gallery", "queries", "both", "shared"]
 Range = Literal["fixed", "minmax", "per_dimension"]
+Noise = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +55,18 @@ class GaussianNoise:
         for name in ("orthogonal_to", "within"):
             if getattr(self, name) is not None:
                 require_rows(f"GaussianNoise.{name}", np.atleast_2d(getattr(self, name)))
+
+    def estimate(self, gallery, queries, asked: Asked) -> Estimate:
+        """Robustness under this noise, with rows and noise in units of their own."""
+        problem = in_own_units(gallery, queries, sigma=float(self.sigma), scoring=asked.scoring, bias=asked.bias)
+        projection = _noise_projection(self, np.shape(gallery)[1])
+        with jax.enable_x64(True):
+            clean = _answers(problem, asked.scoring)
+            counted = _count(
+                problem, clean, asked.target(len(clean)), projection, asked.key,
+                on=self.on, num_draws=asked.num_draws, scoring=asked.scoring, dtype=asked.dtype,
+            )  # fmt: skip
+            return asked.over_draws(clean, *counted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +98,18 @@ class Quantization:
         require_rows("rows", rows)
         rows = jnp.asarray(rows, jnp.result_type(rows, jnp.float32))
         return _quantize(rows, jnp.asarray(self.bins, rows.dtype), range=self.range)
+
+    def estimate(self, gallery, queries, asked: Asked) -> Estimate:
+        """Robustness to the one change that rounding makes, whatever the draws that are asked for."""
+        stored = np.asarray(self(jnp.asarray(gallery, asked.dtype)), float)
+        centre = np.asarray(gallery, float).mean(axis=0)
+        units = functools.partial(in_own_units, sigma=0.0, scoring=asked.scoring, bias=asked.bias, centre=centre)
+        with jax.enable_x64(True):
+            clean, answer = (_answers(units(rows, queries), asked.scoring) for rows in (gallery, stored))
+        kept = (answer == clean).astype(float)
+        return Estimate(
+            float(kept.mean()), 0.0, kept, asked.accuracy(answer == asked.labels), asked.clean_accuracy(clean)
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("range",))
@@ -116,6 +143,37 @@ class Estimate(NamedTuple):
     clean_accuracy: float
 
 
+class Asked(NamedTuple):
+    """What is asked of a noise, beside the rows: arguments of `measured_robustness`, checked."""
+
+    num_draws: int
+    key: jax.Array
+    scoring: Similarity
+    bias: np.ndarray | None
+    labels: np.ndarray | None
+    dtype: Any
+
+    def target(self, num_queries: int) -> np.ndarray:
+        """The right answers [n]; −1, which none is, without labels."""
+        return np.full(num_queries, -1) if self.labels is None else self.labels
+
+    def accuracy(self, right) -> float:
+        return np.nan if self.labels is None else float(np.mean(right))
+
+    def clean_accuracy(self, clean) -> float:
+        return self.accuracy(clean == self.labels)
+
+    def over_draws(self, clean, kept_by_query, per_draw) -> Estimate:
+        """The estimate from draws kept by each query [n], and per draw the shares of kept and of right answers [num_draws]."""
+        # Arrays of NumPy: outside of 64-bit mode JAX would cut its own down to 32 bits.
+        kept, right, kept_by_query = (np.asarray(values, float) for values in (*per_draw, kept_by_query))
+        # Where no draw changes anything the spread 0 is no error.
+        resolution = 1.0 / (self.num_draws * len(kept_by_query))
+        error = max(kept.std(ddof=1) / self.num_draws**0.5, resolution) if self.num_draws > 1 else np.nan
+        per_query = kept_by_query / self.num_draws
+        return Estimate(float(kept.mean()), float(error), per_query, self.accuracy(right), self.clean_accuracy(clean))
+
+
 def scores(gallery, queries, *, scoring: Similarity = "sqeuclidean", bias=None) -> jax.Array:
     """Score of every gallery row for every query, [K, n]; the largest wins.
 
@@ -134,7 +192,7 @@ def nearest(gallery, queries, *, scoring: Similarity = "sqeuclidean", bias=None)
 
 
 def measured_robustness(
-    gallery, queries, *, noise: GaussianNoise | Quantization, num_draws: int, key: jax.Array,
+    gallery, queries, *, noise: GaussianNoise | Quantization | Noise, num_draws: int, key: jax.Array,
     scoring: Similarity = "sqeuclidean", bias=None, labels=None,
 ) -> Estimate:  # fmt: skip
     """Share of queries whose answer survives noise on the embeddings, by Monte Carlo.
@@ -145,7 +203,9 @@ def measured_robustness(
     Args:
       gallery: [K, d] rows that are searched.
       queries: [n, d].
-      noise: GaussianNoise, or Quantization: deterministic, so it is evaluated once, whatever num_draws and key.
+      noise: GaussianNoise; Quantization: deterministic, so it is evaluated once, whatever num_draws and key; or a function of
+        one's own (gallery, queries, key) -> (gallery, queries), called with float64 rows in JAX's 64-bit mode and a key for each
+        draw, which jax.random draws with.
       num_draws: independent draws of the noise, >= 1.
       key: JAX random key.
       scoring: "sqeuclidean" (nearest row), "dot" or "cosine" (most similar row).
@@ -177,41 +237,58 @@ def measured_robustness(
         labels = require_labels(labels, num_queries=np.shape(queries)[0], num_classes=np.shape(gallery)[0])
     dtype = jnp.result_type(gallery, queries, jnp.float32)
     bias = require_bias(bias, np.shape(gallery)[0])
-    if isinstance(noise, Quantization):
-        return _quantized_robustness(gallery, queries, noise, dtype, scoring, bias, labels)
-    problem = in_own_units(gallery, queries, sigma=float(noise.sigma), scoring=scoring, bias=bias)
-    projection = _noise_projection(noise, np.shape(gallery)[1])
-    with jax.enable_x64(True):
-        clean = _answers(problem, scoring)
-        kept_by_query, (kept, right) = _count(
-            problem, clean, -np.ones_like(clean) if labels is None else labels, projection, key,
-            on=noise.on, num_draws=num_draws, scoring=scoring, dtype=dtype,
-        )  # fmt: skip
-        # Arrays of NumPy: outside of this block JAX would cut its own down to 32 bits.
-        per_draw, right, kept_by_query = (np.asarray(values, float) for values in (kept, right, kept_by_query))
-    per_query = kept_by_query / num_draws
-    resolution = 1.0 / (num_draws * len(per_query))  # when no draw changes anything the sample spread of 0 is no error
-    spread = max(per_draw.std(ddof=1) / num_draws**0.5, resolution) if num_draws > 1 else np.nan
-    accuracies = (np.nan, np.nan) if labels is None else (float(np.mean(right)), float(np.mean(clean == labels)))
-    return Estimate(float(per_draw.mean()), float(spread), per_query, *accuracies)
+    asked = Asked(num_draws, key, scoring, bias, labels, dtype)
+    own: Any = noise  # of the user's, or with the form of the shipped ones
+    is_shipped = hasattr(noise, "estimate") and not isinstance(noise, type)
+    return own.estimate(gallery, queries, asked) if is_shipped else _under(own, gallery, queries, asked)
 
 
 def _answers(problem: Problem, scoring) -> np.ndarray:
     return np.asarray(nearest(problem.gallery, problem.queries, scoring=scoring, bias=problem.bias))
 
 
-def _quantized_robustness(gallery, queries, noise: Quantization, dtype, scoring, bias, labels) -> Estimate:
-    """The one evaluation that quantisation needs."""
-    stored = np.asarray(noise(jnp.asarray(gallery, dtype)), float)
-    centre = np.asarray(gallery, float).mean(axis=0)
-    with jax.enable_x64(True):
-        clean, answer = (
-            _answers(in_own_units(rows, queries, sigma=0.0, scoring=scoring, bias=bias, centre=centre), scoring)
-            for rows in (gallery, stored)
+def _under(noise: Noise, gallery, queries, asked: Asked) -> Estimate:
+    """The estimate under a noise of the user's own, on rows as they are given."""
+    if isinstance(noise, type) or not callable(noise):
+        raise ValueError(
+            f"noise is {noise!r}; it must be GaussianNoise(...), Quantization(...) or a function (gallery, queries, key) -> "
+            "(gallery, queries)"
         )
-    kept = (answer == clean).astype(float)
-    accuracies = (np.nan, np.nan) if labels is None else (np.mean(answer == labels), np.mean(clean == labels))
-    return Estimate(float(kept.mean()), 0.0, kept, *map(float, accuracies))
+    with jax.enable_x64(True):
+        rows, questions = jnp.asarray(gallery, float), jnp.asarray(queries, float)
+        with named("the noise"):
+            found = jax.eval_shape(noise, rows, questions, asked.key)
+        wanted = [rows.shape, questions.shape]
+        parts = list(found) if isinstance(found, tuple) else [found]
+        if [np.shape(part) for part in parts] != wanted or any(part.dtype.kind not in "fiu" for part in parts):
+            raise ValueError(
+                f"the noise gives {found}; it must give (gallery, queries), real numbers of shapes {wanted}"
+            )
+        require_one_program("the noise", noise, rows, questions, asked.key)
+        clean, kept_by_query, (kept, right, finite) = _count_under(noise, rows, questions, asked)
+        if not np.all(finite):
+            raise ValueError(f"the noise gives NaN or infinity in draw {int(np.argmin(finite))} of {asked.num_draws}")
+        return asked.over_draws(np.asarray(clean), kept_by_query, (kept, right))
+
+
+def _count_under(noise: Noise, gallery, queries, asked: Asked):
+    """Clean answers [n], draws kept by each query [n], and per draw the shares of kept and of right answers and whether all is finite."""
+    target, answer_of = asked.target(len(queries)), functools.partial(nearest, scoring=asked.scoring, bias=asked.bias)
+
+    @jax.jit
+    def count(gallery, queries, key):
+        clean = answer_of(gallery, queries)
+
+        def one_draw(draw):
+            rows, questions = (jnp.asarray(p, float) for p in noise(gallery, queries, jax.random.fold_in(key, draw)))
+            answer = answer_of(rows, questions)
+            share = lambda are: jnp.mean(are, dtype=float)
+            finite = jnp.isfinite(rows).all() & jnp.isfinite(questions).all()
+            return answer == clean, (share(answer == clean), share(answer == target), finite)
+
+        return clean, *_over_draws(one_draw, asked.num_draws)
+
+    return count(gallery, queries, asked.key)
 
 
 def changed_decisions(gallery, moved, queries, *, noise: GaussianNoise, num_draws: int, key: jax.Array) -> int:

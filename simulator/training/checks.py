@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -19,7 +17,7 @@ from simulator.encoders import MLP, Linear, Table
 from simulator.geometry import GapMeasures
 from simulator.losses import SHIPPED, at_step, learned_numbers, number_values, parameter_name
 from simulator.settings import Template, split
-from simulator.storage.identity import digest
+from simulator.tracing import named, require_one_program
 from simulator.training.experiment import Experiment, name_of
 
 RESULTS = frozenset(GapMeasures.__dataclass_fields__) | {"loss", "gap", "labels", "bad_step", *MODALITIES}
@@ -67,32 +65,6 @@ def require_usable(experiment: Experiment, varied: Mapping[str, Any] | None = No
         rows = cast(int, experiment.num_pairs if experiment.is_table else experiment.eval_pairs)
         for count in dict.fromkeys((experiment.batch_size, rows)):  # training and measures
             _require_loss(experiment, count, template, values)
-
-
-@contextlib.contextmanager
-def named(what: str):
-    """Whatever the user's code raises, as one line that names it."""
-    try:
-        yield
-    except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{what} fails while it is traced: {type(error).__name__}: {said}") from error
-
-
-def require_one_program(what: str, function: Callable, *given: Any) -> None:
-    """Raise ValueError where a function is another program each time it is traced: what it draws would be the same numbers at
-    every step and for every seed."""
-    # A new function each time: JAX remembers what it has traced.
-    trace = lambda: jax.make_jaxpr(lambda *arguments: function(*arguments))(*given)
-    first, again = trace(), trace()
-    text = lambda program: re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))  # addresses of functions
-    is_key = lambda leaf: jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-    content = lambda program: digest([jax.random.key_data(c) if is_key(c) else c for c in program.consts])
-    if text(first) != text(again) or content(first) != content(again):
-        raise ValueError(
-            f"{what} is another program each time it is traced (does it draw numbers with NumPy, or read a clock?); it must "
-            "depend on its arguments alone, and draw with jax.random from the key that it is given"
-        )
 
 
 def _require_source(experiment: Experiment, template: Template, values: dict[str, Any]) -> None:

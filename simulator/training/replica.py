@@ -27,8 +27,9 @@ from simulator.losses import (
     numbers_now,
     parameter_name,
 )
+from simulator.tracing import named, require_one_program
 from simulator.training import engine
-from simulator.training.checks import Metrics, named, require_one_program, traced_values
+from simulator.training.checks import Metrics, traced_values
 from simulator.training.experiment import Experiment
 from simulator.training.optimizer import make_optimizer
 from simulator.validation import is_traced
