@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.setups.trained_towers import outputs
+from experiments.setups.trained_towers import outputs, recorded
 from simulator.losses import info_nce
 
 
@@ -21,15 +21,11 @@ def train(graphs, params, inputs, shown, temperature, learning_rate, steps):
     def one(params, inputs, shown):
         loss = lambda p: info_nce(*outputs(graphs, p, inputs), temperature=temperature)
 
-        def step(_, state):
+        def step(state):
             updates, memory = optimizer.update(jax.grad(loss)(state[0]), state[1], state[0])
             return optax.apply_updates(state[0], updates), memory
 
-        def record(state, interval):
-            state = jax.lax.fori_loop(*interval, step, state)
-            return state, outputs(graphs, state[0], shown)
-
-        later = jax.lax.scan(record, (params, optimizer.init(params)), (steps[:-1], steps[1:]))[1]
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, shown), later)
+        start = params, optimizer.init(params)
+        return recorded(step, start, steps, lambda state: outputs(graphs, state[0], shown))
 
     return jax.vmap(one)(params, inputs, shown)

@@ -71,6 +71,17 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)  # JAX's stack compiles for every length
 
 
+def recorded(step, state, steps, seen):
+    """What is `seen` of a state, stacked over the given numbers of steps, the first of them that of the start."""
+
+    def record(state, interval):
+        state = jax.lax.fori_loop(*interval, lambda _, state: step(state), state)
+        return state, seen(state)
+
+    later = jax.lax.scan(record, state, (steps[:-1], steps[1:]))[1]
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), seen(state), later)
+
+
 # Small programs, many shapes: optimising them takes longer than running them as they are.
 _compile = functools.partial(compiler.jit, options=dict(xla_backend_optimization_level=0))
 
@@ -95,20 +106,15 @@ def descend(
         transforms = [optimizer(learning_rate) for optimizer in optimizers]
         loss = lambda p: info_nce(*outputs(graphs, p, inputs), temperature=temperature, similarity=similarity)
 
-        def step(_, state):
+        def step(state):
             gradient = jax.grad(loss)(state[0])
             moves = [t.update(gradient, memory, state[0]) for t, memory in zip(transforms, state[1], strict=True)]
             updates, memories = zip(*moves, strict=True)
             chosen = jax.tree.map(lambda *update: jax.lax.select_n(which, *update), *updates)
             return optax.apply_updates(state[0], chosen), memories
 
-        def record(state, interval):
-            state = jax.lax.fori_loop(*interval, step, state)
-            return state, outputs(graphs, state[0], inputs)
-
         start = params, tuple(transform.init(params) for transform in transforms)
-        later = jax.lax.scan(record, start, (steps[:-1], steps[1:]))[1]
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs(graphs, params, inputs), later)
+        return recorded(step, start, steps, lambda state: outputs(graphs, state[0], inputs))
 
     which = jnp.zeros(len(temperature), jnp.int32) if which is None else which
     return jax.vmap(one)(params, inputs, temperature, learning_rate, which)
