@@ -55,7 +55,7 @@ def is_labelled(figure) -> Iterator[str]:
 
 
 def names_marks(figure) -> Iterator[str]:
-    """A panel's legend, that of the figure, or a text of their color in the panel names all its lines, markers and areas.
+    """A panel's legend, that of the figure, or a text of their color in the panel or at a tick names all its lines, markers and areas.
 
     A legend may show a linestyle or a marker once, in black or grey, for all the colors that it names, and need not repeat
     the only marker of a color. A panel of a single color with one linestyle and one marker needs no legend: its axes do.
@@ -65,7 +65,10 @@ def names_marks(figure) -> Iterator[str]:
         legends = [*figure.legends, *filter(None, [axis.get_legend()])]
         shown = [part for legend in legends for kind in (Line2D, Patch) for part in legend.findobj(kind)]
         named = {mark for part in shown for mark in marks(part)}
-        colors, beside = {color for color, _ in named}, {to_hex(text.get_color()) for text in axis.texts}
+        colors, beside = (
+            {color for color, _ in named},
+            {to_hex(text.get_color()) for text in [*axis.texts, *axis.get_xticklabels()]},
+        )
         if len({color for color, _ in found}) > 1 or len(found) > 2:
             for color, form in sorted(found - named):
                 neutral = form == "area" or any((other, form) in named for other in NEUTRAL - {color})

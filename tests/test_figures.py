@@ -62,7 +62,7 @@ def test_the_page_on_ones_own_embeddings_keeps_what_applies(options, tmp_path, r
     with plt.style.context(plotting.STYLE):
         figure = diagnosis_page.draw(diagnosis.diagnose(*files, **options))
         figure.draw_without_rendering()
-        rules = ("fits", "has_clear_legends")
+        rules = ("names_marks", "fits", "has_clear_legends")
         found = [words for rule in rules for words in getattr(style_rules, rule)(figure)]
     plt.close(figure)
     assert not found, "\n".join(found)

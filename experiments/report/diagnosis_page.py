@@ -241,12 +241,14 @@ def _compression(axis, result, curves) -> str | None:
             label="random mean" if first else None,
         )
         axis.plot(at + 0.15, ratio, "D", color=color, markersize=4, label="along the gap" if first else None)
-    axis.axhline(1.0, color=CONTROL, linestyle="--", linewidth=0.8)
+    axis.axhline(1.0, color=CONTROL, linestyle="--", linewidth=0.8, label="mean direction")
     axis.set_yscale("log")
     low, high = np.log10(axis.get_ylim())
-    axis.set_ylim(top=10 ** (high + 0.7 * (high - low)))  # room for the legend
+    axis.set_ylim(top=10 ** (high + 0.9 * (high - low)))  # room for the legend
     axis.set(xlim=(-0.6, 1.6), ylabel="variance / mean direction's", title="compression")
     axis.set_xticks([0, 1], list(_NAMES.values()))
+    for label, color in zip(axis.get_xticklabels(), COLORS, strict=False):
+        label.set_color(color)
     legend = axis.legend(loc="upper center", handlelength=1, borderaxespad=0.0)
     for handle in legend.legend_handles:
         handle.set_color(CONTROL)
@@ -259,9 +261,9 @@ def _energy(axis, result, curves) -> str | None:
         return "no gap"
     components = np.arange(1, result["dimensions"] + 1)
     for modality, color in zip("xy", COLORS, strict=False):
-        axis.plot(components, curves[f"gap_energy_{modality}"], color=color)
+        axis.plot(components, curves[f"gap_energy_{modality}"], color=color, label=_NAMES[modality])
     axis.plot(components, components / len(components), color=CONTROL, linestyle="--", label="random direction")
-    axis.set(xlabel="leading components", ylabel="share of G² in them", ylim=(0, 1.3), xlim=(0, None))
+    axis.set(xlabel="leading components", ylabel="share of G² in them", ylim=(0, 1.6), xlim=(0, None))
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_title("overlap with what varies")
     axis.legend(loc="upper left", borderaxespad=0.1)
@@ -271,24 +273,32 @@ def _energy(axis, result, curves) -> str | None:
 def _alphas(axis, result, curves) -> str | None:
     if "alpha_star" not in curves:
         return "nothing to move:\nthe gallery spans the gap"
-    axis.stairs(curves["alpha_star"], curves["alpha_star_edges"], color=COLORS[1], fill=True, alpha=0.5)
-    for at in (0.0, 1.0):
-        axis.axvline(at, color=CONTROL, linestyle="--", linewidth=0.8)
-    axis.set(
-        xlabel="best α of a query, α*\n(0: leave, 1: close the gap)", ylabel="share of queries", title="how far to move"
+    axis.stairs(
+        curves["alpha_star"], curves["alpha_star_edges"], color=COLORS[1], fill=True, alpha=0.5, label="queries"
     )
+    top = 1.05 * max(curves["alpha_star"])
+    for at, label in ((0.0, "leave (0), close (1)"), (1.0, None)):
+        axis.plot([at, at], [0, top], color=CONTROL, linestyle="--", linewidth=0.8, label=label)
+    axis.set(xlabel="best α of a query, α*", ylabel="share of queries", title="how far to move", ylim=(0, 1.4 * top))
+    axis.legend(loc="upper center", borderaxespad=0.1)
     return None
 
 
 def _robustness(axis, result, curves) -> str | None:
     if "robustness_open" not in curves:
         return "pass --sigma for robustness"
-    axis.plot([0, 1], [0, 1], color=CONTROL, linestyle="--", linewidth=0.8)
-    axis.plot(curves["robustness_open"], curves["robustness_closed"], ".", color=COLORS[1], markersize=2.5, alpha=0.6)
+    axis.plot([0, 1], [0, 1], color=CONTROL, linestyle="--", linewidth=0.8, label="no change")
+    axis.plot(
+        curves["robustness_open"], curves["robustness_closed"], ".", color=COLORS[1], markersize=2.5, alpha=0.6, label="a query"
+    )  # fmt: skip
     means = result["robustness_open"], result["robustness_closed"]
     errors = [2 * result["sampled"].get(f"robustness_{n}", {}).get("standard_error", 0.0) for n in ("open", "closed")]
-    axis.errorbar(*means, xerr=errors[0], yerr=errors[1], marker="+", color="black", markersize=7)
-    axis.set(xlabel="gap open (α = 0)", ylabel="gap closed (α = 1)", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.errorbar(
+        *means, xerr=errors[0], yerr=errors[1], marker="+", color="black", markersize=7, linestyle="none", label="their mean"
+    )  # fmt: skip
+    axis.set(xlabel="gap open (α = 0)", ylabel="gap closed (α = 1)", xlim=(0, 1.02), ylim=(0, 1.6))
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.legend(loc="upper left", borderaxespad=0.1)
     axis.set_title(f"robustness of {len(curves['robustness_open'])} queries, σ = {result['sigma']:g}")
     return None
 
@@ -302,7 +312,9 @@ def _answers(axis, result, curves) -> str | None:
     errors = [2 * result["sampled"].get(name, {}).get("standard_error", 0.0) for name in shown]
     axis.bar(list(shown.values()), values, yerr=errors if any(errors) else None, width=0.55, color=COLORS[2], alpha=0.7)
     for at, value in enumerate(values):
-        axis.text(at, value + errors[at] + 0.02, f"{value:.3f}", ha="center", fontsize=7)
-    axis.axhline(1 / result["gallery_rows"], color=CONTROL, linestyle="--", linewidth=0.8)
-    axis.set(ylabel="share right", ylim=(0, 1.12), title="right answers (grey: chance)", xlim=(-0.6, len(shown) - 0.4))
+        axis.text(at, value + errors[at] + 0.02, f"{value:.3f}", ha="center", fontsize=7, color=COLORS[2])
+    axis.axhline(1 / result["gallery_rows"], color=CONTROL, linestyle="--", linewidth=0.8, label="chance")
+    axis.legend(loc="upper right", borderaxespad=0.1)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set(ylabel="share right", ylim=(0, 1.35), title="right answers", xlim=(-0.6, len(shown) - 0.4))
     return None

@@ -72,8 +72,8 @@ def sweep(
       ("experiment.loss" for one that is called like a result), and its values stand beside it with underscores, as
       `data.loss_temperature`, unless that name is taken. The variables are the history [..., seed, step] as in `Run.history`, the
       final embeddings `x`, `y` [..., seed, pair, embed] and `labels` [..., seed, pair], and `bad_step` [..., seed], the step at
-      which a replica diverged (−1: it did not); the attributes hold config, versions, commit and precision. With keep_params, `params.x.hidden.0.kernel` [..., seed, *its own axes] and so on,
-      by the names that Flax gives, and `params.log_scale` [..., seed] and so on for learned numbers. Where a swept field
+      which a replica diverged (−1: it did not); the attributes hold config, versions, commit and precision. With keep_params,
+      `params.x.hidden.0.kernel` [..., seed, *its own axes] and so on, by the names that Flax gives, and `params.log_scale` [..., seed] and so on for learned numbers. Where a swept field
       changes a size, shorter rows are padded with NaN. What is of whole numbers (a metric, say) has −1 in place of NaN: where it
       is padded, and from the `bad_step` of a replica on.
 
