@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from simulator.losses import partition
+from simulator.losses import info_nce, mean_log_partition, partition
 from simulator.losses.partition import log_partition
 
 # 1,000 τ ≥ 1 covers logits up to 1e3 in size; 2·256 rows take the loop over blocks.
@@ -219,3 +219,47 @@ print(statistics.median(ratios[1:]))  # the first round compiles
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1.15
+
+
+@pytest.mark.parametrize("block_size", [None, 37])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_part_of_an_own_loss_equals_the_plain_sums(weighted, block_size):
+    a, b, w, v = operands(60, 0.1, jnp.float64)
+    given = dict(row_weights=w, column_weights=v) if weighted else {}
+    if not weighted:
+        w, v = jnp.full((2, 60), 1 / 60)
+    found = jax.value_and_grad(lambda a, b: mean_log_partition(a, b, block_size=block_size, **given), (0, 1))(a, b)
+    wanted = jax.value_and_grad(plain, (0, 1))(a, b, w, v)
+    near = jax.value_and_grad(plain, (0, 1))(a, b, 1.01 * w, v)
+    pairs = lambda other: zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True)
+    assert largest_difference(pairs(wanted)) < 1e-12
+    assert largest_difference(pairs(near)) > 1e-3
+
+
+def test_info_nce_is_the_sums_less_the_pairs():
+    x, y, *_ = operands(60, 1.0, jnp.float64)
+    found = mean_log_partition(x / 0.1, y) - jnp.mean(jnp.sum(x / 0.1 * y, axis=1))
+    np.testing.assert_allclose(found, info_nce(x, y, temperature=0.1), rtol=1e-12)
+
+
+def test_sums_of_half_precision_are_added_up_in_float32():
+    a, b, *_ = operands(512, 0.05, jnp.float16)
+    found = mean_log_partition(a, b)
+    assert found.dtype == jnp.float32
+    w = jnp.full((512,), 1 / 512)
+    np.testing.assert_allclose(found, plain(*(leaf.astype(jnp.float64) for leaf in (a, b)), w, w), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(b=np.ones((4, 3))), "columns|dimensions|width"),
+        (dict(row_weights=np.ones(3)), r"row_weights has shape \(3,\); expected 5 finite numbers"),
+        (dict(column_weights=np.full(5, np.nan)), "column_weights has shape .* finite"),
+        (dict(a=np.full((5, 2), np.inf)), "a has"),
+        (dict(block_size=0), "block_size"),
+    ],
+)
+def test_bad_input_of_the_sums(change, words):
+    with pytest.raises(ValueError, match=words):
+        mean_log_partition(**(dict(a=np.ones((5, 2)), b=np.ones((5, 2))) | change))

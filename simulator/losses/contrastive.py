@@ -134,6 +134,43 @@ def info_nce(
     return partition - jnp.sum(a * (weights @ b))
 
 
+def mean_log_partition(a: Rows, b: Rows, *, row_weights=None, column_weights=None, block_size: int | None = None):
+    """What a contrastive loss of one's own has beside its pairs: the log-partition sums of both directions, weighted.
+
+    F = ½ Σ_k w_k log Σ_i e^{S_ki} + ½ Σ_i v_i log Σ_k e^{S_ki}, S = a bᵀ. `info_nce` is F − mean_k S_kk. One matrix of
+    exponentials serves both directions and the gradient, where two `logsumexp` take four.
+
+    Args:
+      a: gallery rows [n_x, d], the temperature in them (x/τ).
+      b: query rows [n_y, d].
+      row_weights, column_weights: w [n_x] and v [n_y]; None for 1/n_x and 1/n_y.
+      block_size: gallery rows per block, None for the dense matrix; for memory linear in n, as in `info_nce`.
+
+    Returns:
+      F in nats, a scalar.
+
+    Raises:
+      ValueError: wrong shapes, non-finite rows or weights.
+
+    Example:
+      >>> x, y = jnp.eye(3), jnp.ones((3, 3))
+      >>> float(sim.mean_log_partition(x, y) - jnp.log(3.0))
+      1.0
+    """
+    require_same_width(a, b, ("a", "b"))
+    if block_size is not None:
+        require_integer("block_size", block_size)
+    a, b = _same_type(widened(a, "a"), widened(b, "b"))
+    weights = []
+    for name, given, rows in (("row_weights", row_weights, a), ("column_weights", column_weights, b)):
+        values = jnp.full((len(rows),), 1.0 / len(rows)) if given is None else given
+        if np.shape(values) != (len(rows),) or not (is_traced(values) or np.isfinite(values).all()):
+            raise ValueError(f"{name} has shape {np.shape(values)}; expected {len(rows)} finite numbers")
+        weights.append(jnp.asarray(values, a.dtype))
+    paired = len(a) == len(b) and row_weights is None and column_weights is None
+    return log_partition(a, b, *weights, paired, block_size)
+
+
 def sharded_info_nce(
     x: Rows, y: Rows, *, temperature, axis_name: str, similarity: Similarity = "cosine",
     block_size: int | None = None,
