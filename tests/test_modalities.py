@@ -14,6 +14,7 @@ from flax import nnx
 import simulator as sim
 from experiments.commands.sweep_file import read_sweep
 from simulator.encoders import place_in_cones
+from simulator.theory import modalities as theory
 from simulator.training.runs import initial_params
 
 TOWER = sim.Linear(6)
@@ -173,3 +174,62 @@ def test_a_file_names_further_towers_and_pairs(tmp_path):
     assert experiment.losses_between == ("xy", "xz")
     assert experiment.encoder_others == (sim.Linear(32),)
     assert experiment.data.dim_others == (6,)
+
+
+def simplex(count: int, side: float, d: int) -> np.ndarray:
+    """Vertices of a regular simplex about 0, [count, d], turned at random."""
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(d, d)))[0]
+    return side / 2**0.5 * (np.eye(count) - 1 / count) @ turn[:count]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7])
+def test_the_last_mode_stops_growing_at_the_critical_ratio(count):
+    """The control is (M − 1)τ, which is right for two modalities alone."""
+    top = lambda ratio: theory.mode_rates(simplex(count, (0.1 * ratio) ** 0.5, 8), 0.1).rates[-1]
+    critical = theory.critical_ratio(count)
+    assert abs(top(critical)) < 1e-9
+    assert top(0.999 * critical) > 1e-3 and top(1.001 * critical) < -1e-3
+    assert abs(top(count - 1)) < 1e-9 if count == 2 else abs(top(count - 1)) > 1
+
+
+@pytest.mark.parametrize("between", [None, [(0, 1), (0, 2), (0, 3)], [(0, 1), (1, 2), (2, 3), (3, 0)]])
+def test_modes_are_those_of_the_exact_flow(rng, between):
+    """At zero size; control: a gap counted once instead of twice."""
+    means, tau, n = rng.normal(size=(4, 5)), 0.7, 6
+    pairs = between or [(a, b) for a in range(4) for b in range(a + 1, 4)]
+    loss = lambda rows: sum(sim.info_nce(rows[a], rows[b], temperature=tau, similarity="sqeuclidean") for a, b in pairs)
+    rows = jnp.repeat(means[:, None, :], n, axis=1)
+    pattern = rng.normal(size=n)
+    pattern -= pattern.mean()
+    found = theory.mode_rates(means, tau, between)
+    for rate, mode in zip(found.rates, found.modes, strict=True):
+        change = jnp.asarray(mode[:, None, :] * pattern[None, :, None])
+        response = jax.jvp(jax.grad(loss), (rows,), (change,))[1]
+        np.testing.assert_allclose(-n * response, rate * change, atol=1e-10)
+    wrong = theory.mode_rates(means / 2**0.5, tau, between).rates
+    assert np.abs(wrong - found.rates).max() > 0.1
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_star_never_compresses(count):
+    star = [(0, leaf) for leaf in range(1, count)]
+    for ratio in (1.0, 30.0, 1e3, 1e5):
+        assert theory.mode_rates(simplex(count, ratio**0.5, 6), 1.0, star).rates[-1] > 0
+        assert (
+            ratio < theory.critical_ratio(count) or theory.mode_rates(simplex(count, ratio**0.5, 6), 1.0).rates[-1] < 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(means=np.ones((3, 2))), "no gap"),
+        (dict(temperature=0.0), "temperature"),
+        (dict(between=[(0, 3)]), "different pairs"),
+        (dict(between=[(0, 1), (1, 0)]), "different pairs"),
+        (dict(between=[]), "different pairs"),
+    ],
+)
+def test_bad_input_of_the_modes(change, words):
+    with pytest.raises(ValueError, match=words):
+        theory.mode_rates(**(dict(means=np.eye(3), temperature=1.0) | change))
