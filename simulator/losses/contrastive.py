@@ -154,7 +154,7 @@ def mean_log_partition(a: Rows, b: Rows, *, row_weights=None, column_weights=Non
 
     Example:
       >>> x, y = jnp.eye(3), jnp.ones((3, 3))
-      >>> float(sim.mean_log_partition(x, y) - jnp.log(3.0))
+      >>> round(float(sim.mean_log_partition(x, y) - jnp.log(3.0)), 6)
       1.0
     """
     require_same_width(a, b, ("a", "b"))
